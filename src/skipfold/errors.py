@@ -1,0 +1,33 @@
+"""Every error that skipfold raises on purpose: one line for the user, one class a domain."""
+
+
+class SkipfoldError(Exception):
+    """Base of all of skipfold's errors; its text says what is wrong, what is allowed and what to do."""
+
+
+class ConfigError(SkipfoldError):
+    """A configuration key or notebook parameter is unknown, of the wrong type or out of range."""
+
+
+class DataError(SkipfoldError):
+    """A data file is missing, truncated or altered."""
+
+
+class DeviceError(SkipfoldError):
+    """The device asked for is absent or too small."""
+
+
+class StoreError(SkipfoldError):
+    """The store of trial records cannot be written or read."""
+
+
+class NotAffineError(SkipfoldError):
+    """A module that was to be collapsed is not affine; `offenders` maps submodule paths to reasons."""
+
+    def __init__(self, message: str, offenders: dict[str, str] | None = None):
+        super().__init__(message)
+        self.offenders = offenders or {}
+
+
+class SkipError(SkipfoldError):
+    """Skip connections cannot be given a strength, or cannot be removed at the present one."""

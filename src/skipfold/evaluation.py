@@ -1,0 +1,65 @@
+"""What is measured on a trained network: with its skips removed, collapsed to one layer, or why it cannot be."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from skipfold.collapse import affine_residual, collapse
+from skipfold.data import Dataset, to_input
+from skipfold.errors import NotAffineError
+from skipfold.networks import AFFINE, INPUT_SHAPE, PUBLISHED_AS_AFFINE
+from skipfold.resnet import remove_skips, skip_strengths
+from skipfold.trial import Trial
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: torch.Tensor, batch: int = 2500) -> torch.Tensor:
+    """Logits [N, 10] of uint8 images [N, 1, 28, 28], in eval mode."""
+    model.eval()
+    return torch.cat([model(to_input(part)) for part in images.split(batch)])
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of images whose largest logit is their label."""
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def measure_trained(trial: Trial, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """The `final` part of a trial's record: what only the trained network can tell."""
+    if trial.schedule != "static" and skip_strengths(model):
+        return _without_skips(model, dataset)
+    if trial.network in AFFINE:
+        return _collapsed(model, dataset)
+    if trial.network == PUBLISHED_AS_AFFINE:
+        return _refused(model)
+    return {}
+
+
+def _without_skips(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    before = predict(model, dataset.val_images)
+    after = predict(remove_skips(model), dataset.val_images)
+    return {
+        "skips_removed_val_accuracy": accuracy(after, dataset.val_labels),
+        "skips_removed_max_difference": float((before - after).abs().max()),
+    }
+
+
+def _collapsed(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    one_layer, certificate = collapse(model, INPUT_SHAPE)
+    before = predict(model, dataset.val_images)
+    after = predict(one_layer, dataset.val_images)
+    return {
+        "certificate": certificate.as_dict(),
+        "collapsed_val_accuracy": accuracy(after, dataset.val_labels),
+        "collapsed_equal_argmax": float((before.argmax(1) == after.argmax(1)).double().mean()),
+        "collapsed_max_difference": float((before - after).abs().max()),
+    }
+
+
+def _refused(model: nn.Module) -> dict[str, Any]:
+    try:
+        collapse(model, INPUT_SHAPE)
+    except NotAffineError as error:
+        return {"affine_residual": affine_residual(model, INPUT_SHAPE), "refused": str(error)}
+    return {}

@@ -1,0 +1,103 @@
+"""The paper's networks by name, with their own reproducible initialisation."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.resnet import ResNet
+
+from skipfold.errors import ConfigError
+from skipfold.recursion import Layer, SkipCNN
+from skipfold.resnet import resnet, set_skip_strength
+
+INPUT_SHAPE = (1, 28, 28)
+CLASSES = 10
+
+
+def perceptron(bias: bool = False) -> nn.Sequential:
+    """One layer from 784 pixels to 10 logits; bias-free by the fit to the published curve."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, CLASSES, bias=bias))
+
+
+def skip_cnn(
+    t: float = 0.5,
+    width: int = 8,
+    kernel: int = 3,
+    padding: int = 1,
+    stride: int = 1,
+    hidden: int = 2,
+    skips: tuple[tuple[int, int], ...] = ((0, 2), (0, 3), (1, 3)),
+    bias: bool = True,
+    activation: str | None = None,
+) -> SkipCNN:
+    """`hidden` convolutions of `width` channels and a fully connected last layer, written as the paper's recursion."""
+    layers = [Layer(width, kernel, stride, padding, bias)] * hidden
+    side = 28
+    for layer in layers:
+        side = (side + 2 * layer.padding - layer.kernel) // layer.stride + 1
+    layers.append(Layer(CLASSES, side, bias=bias))
+    if activation not in (None, "leaky_relu"):
+        raise ConfigError(f"activation: {activation!r} given; leaky_relu or null is allowed")
+    return SkipCNN(
+        INPUT_SHAPE, layers, skips, t, activation=nn.LeakyReLU() if activation else None
+    )
+
+
+NETWORKS = {
+    "perceptron": perceptron,
+    "cnn3": skip_cnn,
+    "shallow_linear": skip_cnn,
+    "shallow_leaky_relu": lambda **options: skip_cnn(activation="leaky_relu", **options),
+    "resnet18": lambda **options: resnet("resnet18", **options),
+    "resnet34": lambda **options: resnet("resnet34", **options),
+    "resnet34_linear_maxpool": lambda **options: resnet("resnet34", linear="maxpool", **options),
+    "resnet34_linear_avgpool": lambda **options: resnet("resnet34", linear="avgpool", **options),
+}
+"""Builders; every one but the perceptron takes t."""
+
+AFFINE = ("perceptron", "cnn3", "shallow_linear", "resnet34_linear_avgpool")
+"""Networks that are affine maps in eval mode, and so collapse to one layer."""
+
+PUBLISHED_AS_AFFINE = "resnet34_linear_maxpool"
+"""The network that the paper calls linearized; its max-pool keeps it from being affine."""
+
+
+def build(
+    name: str, options: Mapping[str, Any] | None = None, generator: torch.Generator | None = None
+) -> nn.Module:
+    """A network for [N, 1, 28, 28] float32 in [0, 1] that gives logits [N, 10], initialised from `generator`.
+
+    Raises ConfigError on an unknown name or option.
+    """
+    if name not in NETWORKS:
+        raise ConfigError(f"network: unknown network {name!r}; allowed are {', '.join(NETWORKS)}")
+    options = dict(options or {})
+    try:
+        with torch.device("meta"):
+            model = NETWORKS[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"network {name}: {str(error).split('() ')[-1]}") from error
+    model = model.to_empty(device="cpu")
+    initialize(model, generator or torch.Generator().manual_seed(0))
+    set_skip_strength(model, options.get("t", 0.5))
+    return model
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the framework's default initial values from `generator` instead of the global one.
+
+    Convolutions of ResNets are normal with fan-out scaling, as torchvision's are; everything else is uniform in
+    1/sqrt(fan-in).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and isinstance(model, ResNet):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()

@@ -1,0 +1,192 @@
+"""Many trials through one call: what is stored is read, the rest is trained, side by side where CUDA is."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from skipfold.data import Dataset
+from skipfold.errors import DeviceError
+from skipfold.evaluation import measure_trained
+from skipfold.provenance import stamp
+from skipfold.store import Record, Store
+from skipfold.training import Learner, arithmetic, batch_sizes, initial_network, train
+from skipfold.trial import Trial
+
+SIDE_BY_SIDE = 16
+"""Trials in one CUDA graph, where memory allows; measured in docs/engine.md."""
+
+NAMING = ("experiment", "arm", "index", "schedule", "t")
+"""Fields of a trial that may differ between trials trained side by side."""
+
+
+def run(
+    trials: Sequence[Trial],
+    store: Store,
+    load_data,
+    device: torch.device,
+    progress=None,
+    side_by_side: int = SIDE_BY_SIDE,
+) -> list[Record]:
+    """The records of `trials`, in order: read from `store`, or trained on `device` and stored.
+
+    `load_data(trial)` gives the trial's Dataset on the CPU; it is called only where something has to be trained.
+    Raises DeviceError where not even one trial fits the GPU's memory.
+    """
+    records = {trial: store.get(trial) for trial in trials}
+    missing = [trial for trial in records if records[trial] is None]
+    if progress:
+        progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
+    for kind in _kinds(missing):
+        dataset = load_data(kind[0]).to(device)
+        trained = (
+            _train_side_by_side(kind, dataset, side_by_side, progress)
+            if device.type == "cuda"
+            else _train_in_turn(kind, dataset, progress)
+        )
+        for trial, epochs, model in trained:
+            final = measure_trained(trial, model, dataset)
+            provenance = stamp(device, dataset.md5)
+            records[trial] = store.put(trial, {"epochs": epochs, "final": final, "provenance": provenance})
+            if progress:
+                progress.trial(trial, records[trial])
+    if progress:
+        progress.end()
+    return [records[trial] for trial in trials]
+
+
+def _kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials that differ in nothing but NAMING, together."""
+    kinds: dict[str, list[Trial]] = {}
+    for trial in trials:
+        description = trial.description()
+        for name in NAMING:
+            description.pop(name)
+        description["options"].pop("t", None)
+        kinds.setdefault(json.dumps(description, sort_keys=True), []).append(trial)
+    return list(kinds.values())
+
+
+def _train_in_turn(trials: Sequence[Trial], dataset: Dataset, progress) -> Iterator[tuple]:
+    for trial in trials:
+        epochs, model = train(trial, dataset, crop=True, on_epoch=progress.epoch if progress else None)
+        yield trial, epochs, model
+
+
+def _train_side_by_side(
+    trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progress
+) -> Iterator[tuple]:
+    """Train in groups of equal size, one captured graph for all; out of memory halves the group."""
+    waiting = list(trials)
+    while waiting:
+        groups = -(-len(waiting) // side_by_side)
+        size = -(-len(waiting) // groups)
+        try:
+            with arithmetic(waiting[0].precision):
+                bench = Bench(waiting[0], dataset, size)
+                for group in _batched(list(waiting), size):
+                    yield from bench.train(group, progress)
+                    del waiting[: len(group)]
+            return
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise DeviceError(
+                    f"{waiting[0].network}: one trial does not fit the GPU's free memory "
+                    f"({torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB); free some, or use device: cpu"
+                ) from error
+        bench = None
+        torch.cuda.empty_cache()
+        side_by_side = size // 2
+        print(f"sweep: out of GPU memory at {size} trials side by side; going on with {side_by_side}", flush=True)
+
+
+def _batched(items: Sequence, size: int) -> Iterator[Sequence]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+class Bench:
+    """`size` learners of one kind on one GPU; a step of all of them is one CUDA graph of parallel branches."""
+
+    def __init__(self, trial: Trial, dataset: Dataset, size: int):
+        self.dataset = dataset
+        self.learners = [Learner(trial, dataset) for _ in range(size)]
+        self.streams = [torch.cuda.Stream() for _ in range(size)]
+        images = len(dataset.train_images)
+        self.full, self.rest = batch_sizes(images, trial.batch_size)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.steps = {
+            batch: self._capture(lambda learner, batch=batch: learner.step(batch), training=True)
+            for batch, count in ((trial.batch_size, self.full), (self.rest, self.rest))
+            if count
+        }
+        self.measurement = self._capture(Learner.measure, training=False)
+        self.batch_size = trial.batch_size
+
+    def _capture(self, action, training: bool) -> torch.cuda.CUDAGraph:
+        """`action` of every learner, each in its own branch; warmed up on the stream that it is captured on."""
+        for learner in self.learners:
+            learner.model.train(training)
+        for _ in range(2):
+            for learner, stream in zip(self.learners, self.streams, strict=True):
+                learner.cursor.zero_()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    action(learner)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            root = torch.cuda.current_stream()
+            for learner, stream in zip(self.learners, self.streams, strict=True):
+                stream.wait_stream(root)
+                with torch.cuda.stream(stream):
+                    action(learner)
+            for stream in self.streams:
+                root.wait_stream(stream)
+        return graph
+
+    def train(self, trials: Sequence[Trial], progress) -> list[tuple]:
+        """Train at most as many trials as there are learners, from their own initial values and data orders."""
+        learners = self.learners[: len(trials)]
+        with ThreadPoolExecutor() as pool:
+            initials = pool.map(lambda trial: initial_network(trial, crop=True), trials)
+            for learner, trial, initial in zip(learners, trials, initials, strict=True):
+                learner.load(trial, initial)
+        images = len(self.dataset.train_images)
+        orders = [trial.generator("order") for trial in trials]
+        epochs: list[list[dict]] = [[] for _ in trials]
+        for number in range(trials[0].epochs):
+            start = time.perf_counter()
+            for learner, trial, order in zip(learners, trials, orders, strict=True):
+                learner.begin(trial.strengths[number], torch.randperm(images, generator=order))
+            for learner in self.learners[len(trials) :]:
+                learner.cursor.zero_()
+            for _ in range(self.full):
+                self.steps[self.batch_size].replay()
+            if self.rest:
+                self.steps[self.rest].replay()
+            trained = [learner.means(images) for learner in learners]
+            for learner in learners:
+                learner.model.eval()
+            self.measurement.replay()
+            measured = [learner.means(len(self.dataset.val_images)) for learner in learners]
+            seconds = (time.perf_counter() - start) / len(trials)
+            for trial, done, (train_loss, train_accuracy), (val_loss, val_accuracy) in zip(
+                trials, epochs, trained, measured, strict=True
+            ):
+                done.append(
+                    {
+                        "epoch": number + 1,
+                        "t": trial.strengths[number],
+                        "train_loss": train_loss,
+                        "train_accuracy": train_accuracy,
+                        "val_loss": val_loss,
+                        "val_accuracy": val_accuracy,
+                        "seconds": seconds,
+                    }
+                )
+                if progress:
+                    progress.epoch(trial, done[-1])
+        return [(trial, done, learner.model) for trial, done, learner in zip(trials, epochs, learners, strict=True)]

@@ -1,0 +1,183 @@
+"""One network in training, written so that the same steps run eagerly or inside a captured CUDA graph."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from skipfold.data import Dataset, to_input
+from skipfold.errors import DeviceError
+from skipfold.networks import INPUT_SHAPE, build
+from skipfold.resnet import crop_dead_taps, set_skip_strength
+from skipfold.trial import Trial
+
+EVALUATION_BATCH = 2500
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device; raises DeviceError where CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(
+            f"device: {name!r} asked for, but no CUDA device is there (torch {torch.__version__}); "
+            "use device: cpu or auto, or run where a GPU and its driver are"
+        )
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device: {name!r} given; auto, cpu, cuda or cuda:N is allowed") from error
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """`tf32` lets CUDA convolutions use TF32, the framework's default; `float32` does not."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+
+
+def initial_network(trial: Trial, crop: bool) -> nn.Module:
+    """The untrained network of `trial` on the CPU; `crop` leaves out kernel taps that only ever meet padding."""
+    model = build(trial.network, trial.options, trial.generator("init"))
+    return crop_dead_taps(model, INPUT_SHAPE) if crop else model
+
+
+class Learner:
+    """A network, its optimizer and its data order on one device.
+
+    `step` and `measure` read and write device tensors only, never the host, so a CUDA graph can hold them; `load`
+    puts another trial of the same kind into the same tensors.
+    """
+
+    def __init__(self, trial: Trial, dataset: Dataset, crop: bool = True):
+        self.dataset = dataset
+        self.device = dataset.train_images.device
+        self.batch_size = trial.batch_size
+        self.model = initial_network(trial, crop).to(self.device)
+        if self.device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked = None  # unused with a fixed momentum, and a kernel a step
+        self.optimizer = self._optimizer(trial)
+        self.order = torch.arange(len(dataset.train_images), device=self.device)
+        self.offsets = torch.arange(self.batch_size, device=self.device)
+        self.cursor = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.trial = trial
+
+    def _optimizer(self, trial: Trial) -> torch.optim.Optimizer:
+        spec = trial.optimizer
+        if spec.name == "adam":
+            return torch.optim.Adam(
+                self.model.parameters(), spec.lr, capturable=self.device.type == "cuda"
+            )
+        return torch.optim.SGD(self.model.parameters(), spec.lr, spec.momentum)
+
+    def load(self, trial: Trial, initial: nn.Module) -> None:
+        """Start `trial` from the values of `initial`, in place."""
+        self.trial = trial
+        with torch.no_grad():
+            held = self.model.state_dict()
+            for key, value in initial.state_dict().items():
+                if key in held:
+                    held[key].copy_(value)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        value.zero_()
+
+    def begin(self, t: float, order: torch.Tensor) -> None:
+        """Start an epoch at skip strength `t` over the images in `order`, int64 [N]."""
+        set_skip_strength(self.model, t)
+        self.order.copy_(order)
+        self.cursor.zero_()
+        self.totals.zero_()
+        self.model.train()
+
+    def step(self, size: int) -> None:
+        """One update on the next `size` images."""
+        index = self.order.index_select(0, self.cursor + self.offsets[:size])
+        images = to_input(self.dataset.train_images.index_select(0, index))
+        labels = self.dataset.train_labels.index_select(0, index)
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self._count(loss.detach() * size, logits.detach(), labels)
+        self.cursor += size
+
+    def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        correct = (logits.argmax(1) == labels).sum()
+        self.totals += torch.stack((loss.double(), correct.double()))
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Loss and correct predictions over the validation images, in eval mode, into `totals`."""
+        self.totals.zero_()
+        batches = zip(
+            self.dataset.val_images.split(EVALUATION_BATCH),
+            self.dataset.val_labels.split(EVALUATION_BATCH),
+            strict=True,
+        )
+        for images, labels in batches:
+            logits = self.model(to_input(images))
+            self._count(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+
+    def means(self, images: int) -> tuple[float, float]:
+        """Mean loss and accuracy from `totals` over `images` images; waits for the device."""
+        loss, correct = self.totals.tolist()
+        return loss / images, correct / images
+
+
+def batch_sizes(images: int, batch_size: int) -> tuple[int, int]:
+    """Full batches in an epoch, and the size of the last, smaller one (0: none); nothing is dropped."""
+    return images // batch_size, images % batch_size
+
+
+def train(trial: Trial, dataset: Dataset, crop: bool = False, on_epoch=None) -> tuple[list[dict[str, Any]], nn.Module]:
+    """Train `trial` the plain way on the device of `dataset`; gives its epochs (see docs/design.md) and the network.
+
+    The reference for every faster way.
+    """
+    with arithmetic(trial.precision):
+        learner = Learner(trial, dataset, crop)
+        order = trial.generator("order")
+        images = len(dataset.train_images)
+        epochs = []
+        for number, t in enumerate(trial.strengths, start=1):
+            start = time.perf_counter()
+            learner.begin(t, torch.randperm(images, generator=order))
+            full, rest = batch_sizes(images, trial.batch_size)
+            for _ in range(full):
+                learner.step(trial.batch_size)
+            if rest:
+                learner.step(rest)
+            train_loss, train_accuracy = learner.means(images)
+            learner.model.eval()
+            learner.measure()
+            val_loss, val_accuracy = learner.means(len(dataset.val_images))
+            epochs.append(
+                {
+                    "epoch": number,
+                    "t": t,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if on_epoch:
+                on_epoch(trial, epochs[-1])
+    return epochs, learner.model
