@@ -74,25 +74,28 @@ def build(
     if name not in NETWORKS:
         raise ConfigError(f"network: unknown network {name!r}; allowed are {', '.join(NETWORKS)}")
     options = dict(options or {})
+    init = options.pop("init", "torchvision")
+    if init not in ("torchvision", "framework"):
+        raise ConfigError(f"init: {init!r} given; torchvision or framework is allowed")
     try:
         with torch.device("meta"):
             model = NETWORKS[name](**options)
     except TypeError as error:
         raise ConfigError(f"network {name}: {str(error).split('() ')[-1]}") from error
     model = model.to_empty(device="cpu")
-    initialize(model, generator or torch.Generator().manual_seed(0))
+    initialize(model, generator or torch.Generator().manual_seed(0), init)
     set_skip_strength(model, options.get("t", 0.5))
     return model
 
 
-def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw the framework's default initial values from `generator` instead of the global one.
+def initialize(model: nn.Module, generator: torch.Generator, init: str = "torchvision") -> None:
+    """Draw default initial values from `generator` instead of the global one.
 
-    Convolutions of ResNets are normal with fan-out scaling, as torchvision's are; everything else is uniform in
-    1/sqrt(fan-in).
+    With `init` "torchvision" the convolutions of ResNets are normal with fan-out scaling, as torchvision's are;
+    everything else, and with "framework" all, is uniform in 1/sqrt(fan-in), the framework's default.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and isinstance(model, ResNet):
+        if isinstance(module, nn.Conv2d) and isinstance(model, ResNet) and init == "torchvision":
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         elif isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)

@@ -43,7 +43,28 @@ class AdditiveBlock(BasicBlock):
 BLOCKS = {"homotopy": HomotopyBlock, "add": AdditiveBlock}
 
 
-def resnet(name: str, t: float = 0.5, linear: str | None = None, block: str = "homotopy") -> ResNet:
+STEMS = {
+    "imagenet": (7, 2, True),
+    "imagenet_no_maxpool": (7, 2, False),
+    "stride1": (7, 1, True),
+    "small": (3, 1, True),
+    "small_no_maxpool": (3, 1, False),
+}
+"""First convolution's kernel and stride, and whether a max-pool follows; the paper does not say."""
+
+
+NORMS = {"batch": nn.BatchNorm2d, "none": nn.Identity}
+"""What follows each convolution; the paper does not say."""
+
+
+def resnet(
+    name: str,
+    t: float = 0.5,
+    linear: str | None = None,
+    block: str = "homotopy",
+    stem: str = "imagenet",
+    norm: str = "batch",
+) -> ResNet:
     """ResNet18 or ResNet34 for [N, 1, 28, 28] and 10 classes: the usual network, its first convolution 1-channel.
 
     `linear` removes every ReLU: "maxpool" keeps the max-pool (as published, not affine), "avgpool" puts an
@@ -53,14 +74,21 @@ def resnet(name: str, t: float = 0.5, linear: str | None = None, block: str = "h
         raise ConfigError(f"network: unknown ResNet {name!r}; allowed are {', '.join(DEPTHS)}")
     if linear not in (None, "maxpool", "avgpool"):
         raise ConfigError(f"linear: {linear!r} given; maxpool, avgpool or null is allowed")
-    model = ResNet(BLOCKS[block], DEPTHS[name], num_classes=10)
-    model.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    if norm not in NORMS:
+        raise ConfigError(f"norm: {norm!r} given; allowed are {', '.join(NORMS)}")
+    model = ResNet(BLOCKS[block], DEPTHS[name], num_classes=10, norm_layer=NORMS[norm])
+    if stem not in STEMS:
+        raise ConfigError(f"stem: {stem!r} given; allowed are {', '.join(STEMS)}")
+    kernel, stride, maxpool = STEMS[stem]
+    model.conv1 = nn.Conv2d(1, 64, kernel, stride, kernel // 2, bias=False)
+    if not maxpool:
+        model.maxpool = nn.Identity()
     if linear:
         for module in list(model.modules()):
             for child, value in module.named_children():
                 if isinstance(value, nn.ReLU):
                     setattr(module, child, nn.Identity())
-    if linear == "avgpool":
+    if linear == "avgpool" and maxpool:
         model.maxpool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
     if block == "homotopy":
         set_skip_strength(model, t)
@@ -178,6 +206,7 @@ def _live(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, 
     """First and past-last tap that ever meets the input along one axis, and the padding that is left."""
     steps = (size + 2 * padding - kernel) // stride + 1
     taps = [k for k in range(kernel) if any(0 <= o * stride + k - padding < size for o in range(steps))]
+    taps = taps or range(kernel)  # every output meets padding only: nothing to gain
     first, last = min(taps), max(taps) + 1
     return first, last, padding - first
 

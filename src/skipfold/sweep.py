@@ -1,11 +1,13 @@
 """Many trials through one call: what is stored is read, the rest is trained, side by side where CUDA is."""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from torch import nn
 
 from skipfold.data import Dataset
 from skipfold.errors import DeviceError
@@ -17,6 +19,9 @@ from skipfold.trial import Trial
 
 SIDE_BY_SIDE = 16
 """Trials in one CUDA graph, where memory allows; measured in docs/engine.md."""
+
+# Read when CUDA starts: with the default of 8, more than 8 branches of a graph wait for each other.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 NAMING = ("experiment", "arm", "index", "schedule", "t")
 """Fields of a trial that may differ between trials trained side by side."""
@@ -84,10 +89,13 @@ def _train_side_by_side(
         groups = -(-len(waiting) // side_by_side)
         size = -(-len(waiting) // groups)
         try:
-            with arithmetic(waiting[0].precision):
+            with arithmetic(waiting[0].precision), _drawing_pool() as pool:
+                ahead = _draw(pool, waiting[:size])
                 bench = Bench(waiting[0], dataset, size)
-                for group in _batched(list(waiting), size):
-                    yield from bench.train(group, progress)
+                while waiting:
+                    group, initials = waiting[:size], ahead
+                    ahead = _draw(pool, waiting[size : 2 * size])
+                    yield from bench.train(group, [drawn.result() for drawn in initials], progress)
                     del waiting[: len(group)]
             return
         except torch.OutOfMemoryError as error:
@@ -102,9 +110,13 @@ def _train_side_by_side(
         print(f"sweep: out of GPU memory at {size} trials side by side; going on with {side_by_side}", flush=True)
 
 
-def _batched(items: Sequence, size: int) -> Iterator[Sequence]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _drawing_pool() -> ThreadPoolExecutor:
+    """Threads that draw initial networks on the CPU while the GPU trains; one core each."""
+    return ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,))
+
+
+def _draw(pool: ThreadPoolExecutor, trials: Sequence[Trial]) -> list[Future]:
+    return [pool.submit(initial_network, trial, crop=True) for trial in trials]
 
 
 class Bench:
@@ -147,13 +159,11 @@ class Bench:
                 root.wait_stream(stream)
         return graph
 
-    def train(self, trials: Sequence[Trial], progress) -> list[tuple]:
+    def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> list[tuple]:
         """Train at most as many trials as there are learners, from their own initial values and data orders."""
         learners = self.learners[: len(trials)]
-        with ThreadPoolExecutor() as pool:
-            initials = pool.map(lambda trial: initial_network(trial, crop=True), trials)
-            for learner, trial, initial in zip(learners, trials, initials, strict=True):
-                learner.load(trial, initial)
+        for learner, trial, initial in zip(learners, trials, initials, strict=True):
+            learner.load(trial, initial)
         images = len(self.dataset.train_images)
         orders = [trial.generator("order") for trial in trials]
         epochs: list[list[dict]] = [[] for _ in trials]

@@ -1,0 +1,125 @@
+"""Training steps per second of every way to train, as ratios to a plain eager loop, in one run.
+
+    python benchmarks/engine.py --network resnet34 --data FOLDER --side-by-side 1 4 16
+
+One line a way: microseconds a step and trial, and how many times faster than the loop with a DataLoader and than
+the eager loop with the data on the device.
+"""
+
+import argparse
+import gzip
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision.datasets import MNIST
+from torchvision.transforms import ToTensor
+
+from skipfold.data import load
+from skipfold.networks import build
+from skipfold.provenance import device_name
+from skipfold.sweep import Bench
+from skipfold.training import Learner, arithmetic, resolve_device
+from skipfold.trial import Trial
+
+
+def seconds_per_step(step, steps: int, warm_up: int) -> float:
+    """Wall time of one `step()`, after `warm_up` of them, the device waited for."""
+    for _ in range(warm_up):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / steps
+
+
+def loader_step(trial: Trial, folder: Path, device: torch.device):
+    """The ordinary loop: torchvision's MNIST, ToTensor, a shuffling DataLoader, eager forward, backward, SGD."""
+    root = Path(tempfile.mkdtemp())
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for source in folder.rglob("*ubyte*"):
+        content = source.read_bytes()
+        (raw / source.name.removesuffix(".gz")).write_bytes(
+            gzip.decompress(content) if source.suffix == ".gz" else content
+        )
+    batches = iter(DataLoader(MNIST(root, transform=ToTensor()), trial.batch_size, shuffle=True))
+    model = build(trial.network, trial.options, trial.generator("init")).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), trial.optimizer.lr)
+
+    def step():
+        images, labels = next(batches)
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="resnet34")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the MNIST idx files")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--side-by-side", type=int, nargs="*", default=[1, 4, 8, 16])
+    parser.add_argument("--precision", default="tf32")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    trial = Trial("benchmark", "engine", 0, arguments.network, precision=arguments.precision)
+    dataset = load("mnist", arguments.data).to(device)
+    print(f"{arguments.network}, batch {trial.batch_size}, {trial.precision}, {device_name(device)}, torch {torch.__version__}")
+    times: dict[str, float] = {}
+
+    def note(way: str, seconds: float) -> None:
+        times[way] = seconds
+        loader, eager = times.get("eager + DataLoader"), times.get("eager")
+        memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0
+        print(
+            f"{way:28s} {seconds * 1e6:10.1f} us"
+            + (f" {loader / seconds:8.2f}x loader" if loader else "")
+            + (f" {eager / seconds:8.2f}x eager" if eager else "")
+            + f"  {memory:.1f} GiB",
+            flush=True,
+        )
+
+    with arithmetic(trial.precision):
+        note("eager + DataLoader", seconds_per_step(loader_step(trial, arguments.data, device), arguments.steps, 10))
+        for way, crop in (("eager", False), ("eager, cropped", True)):
+            learner = Learner(trial, dataset, crop)
+            learner.model.train()
+            learner.cursor.zero_()
+            note(way, seconds_per_step(lambda learner=learner: learner.step(64), arguments.steps, 15))
+            del learner
+        if device.type != "cuda":
+            return
+        for size in arguments.side_by_side:
+            start = time.perf_counter()
+            bench = Bench(trial, dataset, size)
+            built = time.perf_counter() - start
+            for learner in bench.learners:
+                learner.cursor.zero_()
+            seconds = seconds_per_step(bench.steps[64].replay, arguments.steps, 10)
+            note(f"graph, {size} side by side", seconds / size)
+            for learner in bench.learners:
+                learner.model.eval()
+            print(
+                f"    built in {built:.1f} s; validation pass "
+                f"{seconds_per_step(bench.measurement.replay, 3, 1) * 1e3 / size:.1f} ms a trial",
+                flush=True,
+            )
+            del bench, learner
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
