@@ -1,126 +1,441 @@
-"""Any affine network as one layer, with a certificate that it is the same function."""
+"""Any affine network as one layer, with a certificate that it is the same function.
 
+The paper's f_W(1) X + f(0) for a network of any wiring: f(0) by one forward pass, f_W(1) as the Jacobian, which for an
+affine map is the same everywhere. `structure` decides by operators whether a network is affine, the residual by
+numbers; both have to agree.
+"""
+
+import contextlib
 import copy
 import dataclasses
+import math
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from skipfold.errors import NotAffineError
+from skipfold.errors import (
+    ExactnessError,
+    InputShapeError,
+    MemoryBoundError,
+    NotAffineError,
+    SkipfoldError,
+    TrainingModeError,
+    WeightsError,
+)
+from skipfold.recursion import SkipCNN
+from skipfold.structure import Structure, watch
 
 RESIDUAL_TOLERANCE = 1e-8
-"""Largest affine residual, in float64, of a network that counts as affine."""
+"""Largest affine residual, and largest relative error of a collapse, in float64, of a network that counts as affine."""
 
-AFFINE_MODULES = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.Linear,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Flatten,
-    nn.Identity,
-)
+NO_OPERATOR = "no operator shows it, the residual does; do samples of a batch influence each other?"
+
+MAX_BYTES = 4 * 2**30
+"""Memory that `collapse` may take beside the module itself, unless the caller sets it: 4 GiB."""
+
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """How well a collapsed layer stands for its network; errors are maxima over `probes` random inputs in [0, 1].
 
-    `residual` is ||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64, `max_error` the largest difference of logits
-    between the network and its collapse in float64, `max_error_float32` the same with both in float32.
+    `structure` is "affine", or names the operators that only the residual vouches for. `residual` is
+    ||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64. `max_error` is the largest difference of outputs between the
+    network and its collapse, both in float64; `max_error_float32` the same with both in the network's own `dtype`;
+    `module_error_float32` the network's own rounding, `dtype` against float64. `exact` is true where equality was
+    proved in rational arithmetic, and `exact_rounding` is then the largest difference of the float64 weights from the
+    rational ones.
     """
 
     affine: bool
     residual: float
     max_error: float
     max_error_float32: float
+    module_error_float32: float
     probes: int
+    dtype: str
+    structure: str
     seconds: float
+    exact: bool = False
+    exact_rounding: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
 
+    def __str__(self) -> str:
+        lines = [
+            f"structure      {self.structure}",
+            f"residual       {self.residual:.1e} (affine up to {RESIDUAL_TOLERANCE:.0e})",
+            f"error          {self.max_error:.1e} in float64, {self.max_error_float32:.1e} in {self.dtype}",
+            f"module's own   {self.module_error_float32:.1e}, {self.dtype} against float64",
+            f"probes         {self.probes} random inputs in [0, 1]",
+            f"time           {self.seconds:.2f} s",
+        ]
+        if self.exact:
+            lines.append(f"exact          proved in rational arithmetic; float64 weights {self.exact_rounding:.1e} off")
+        return "\n".join(lines)
 
-def affine_residual(module: nn.Module, input_shape: tuple[int, ...], probes: int = 16) -> float:
-    """||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64, the largest over `probes` pairs in [0, 1]."""
-    reference, device = _float64(module)
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.rand(2, probes, *input_shape, generator=generator, dtype=torch.float64).to(device)
-    with torch.no_grad():
-        f_a, f_b, f_sum, f_0 = (reference(x) for x in (a, b, a + b, torch.zeros_like(a)))
-    return float(((f_sum - f_a - f_b + f_0).flatten(1).norm(dim=1) / f_a.flatten(1).norm(dim=1)).max())
 
+class Collapsed(nn.Module):
+    """y = A x + b for inputs [N, *input_shape] and outputs [N, *output_shape].
 
-def offenders(module: nn.Module) -> dict[str, str]:
-    """Submodules that keep `module` from being affine, by path, with the reason."""
-    found = {}
-    for path, child in module.named_modules():
-        if next(child.children(), None) is not None or isinstance(child, AFFINE_MODULES):
-            continue
-        name = type(child).__name__
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            if child.training:
-                found[path] = f"{name} in training mode"
-        else:
-            found[path] = f"{name} is not affine"
-    return found
+    Inputs of any real dtype, uint8 too, are brought to the dtype of the weights. Raises InputShapeError on others.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, input_shape: Shape, output_shape: Shape):
+        super().__init__()
+        self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
+        self.linear = nn.Linear(*reversed(weight.shape), device="meta")
+        self.linear.weight = nn.Parameter(weight.detach().contiguous())
+        self.linear.bias = nn.Parameter(bias.detach().contiguous())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise InputShapeError(
+                f"input of shape {list(x.shape)} given; [N, {', '.join(map(str, self.input_shape))}] is allowed"
+            )
+        y = self.linear(x.flatten(1).to(self.linear.weight.dtype))
+        return y if len(self.output_shape) == 1 else y.reshape(-1, *self.output_shape)
 
 
 def collapse(
-    module: nn.Module, input_shape: tuple[int, ...], probes: int = 16
-) -> tuple[nn.Sequential, Certificate]:
-    """One nn.Linear, behind a flatten, that computes what `module` does in eval mode, and its certificate.
+    module: nn.Module,
+    example: torch.Tensor | Sequence[int],
+    *,
+    probes: int = 4,
+    max_bytes: int = MAX_BYTES,
+    accept_unknown: bool = False,
+    exact: bool = False,
+) -> tuple[Collapsed, Certificate]:
+    """One linear layer that computes what `module` does in eval mode, and its certificate.
 
-    `input_shape` is that of one sample, without the batch. Weight and bias are found in float64 and cast to the
-    module's dtype. Raises NotAffineError, naming the submodules, where `module` is not affine.
+    `example` is a batch as the module takes it, or the shape of one sample, without the batch. Weight and bias are
+    found in float64 on the module's device, by gradients where there are fewer outputs than inputs, else by pushing
+    unit vectors, in chunks that keep within about `max_bytes` beside the module; they are cast to the module's dtype.
+    The module is left untouched. `exact` proves the equality in rational arithmetic, for a small SkipCNN.
+
+    Raises NotAffineError, naming every offending submodule, where `module` is not affine (TrainingModeError where
+    BatchNorm or Dropout is in training mode). Operators unknown to the structural check count as offending unless
+    `accept_unknown`; then the residual decides, and the certificate names them. Raises WeightsError,
+    InputShapeError and MemoryBoundError on what cannot be collapsed, ExactnessError where `exact` cannot be had.
     """
     start = time.perf_counter()
-    found = offenders(copy.deepcopy(module).eval())
-    residual = affine_residual(module, input_shape, probes)
-    if found or residual > RESIDUAL_TOLERANCE:
-        reasons = ", ".join(f"{path}: {reason}" for path, reason in found.items())
-        raise NotAffineError(
-            f"not affine (residual {residual:.1e}): {reasons or 'the numerical residual alone shows it'}",
-            found,
-        )
-    reference, device = _float64(module)
-    weight, bias = _weight_and_bias(reference, input_shape, device)
-    dtype = next(module.parameters()).dtype
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=device, dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    exact = nn.Sequential(nn.Flatten(), layer)
-    collapsed = copy.deepcopy(exact).to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(probes, *input_shape, generator=generator, dtype=torch.float64).to(device)
-    single = copy.deepcopy(module).eval()
-    with torch.no_grad():
-        max_error = float((reference(x) - exact(x)).abs().max())
-        max_error_single = float((single(x.to(dtype)) - collapsed(x.to(dtype))).abs().max())
+    shape = _sample_shape(example)
+    dtype, device = _dtype_and_device(module, example)
+    if exact and not isinstance(module, SkipCNN):
+        raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
+    with _certifying(device):
+        reference = _Reference(module, shape, device, max_bytes)
+        residual, points, outputs = reference.probe(probes)
+        if reference.structure.unknown and accept_unknown:
+            residual = max(residual, reference.wide_residual())
+        _refuse(module, reference.structure, residual, accept_unknown)
+        weight, bias, max_error = _affine_map(reference, points, outputs)
+        result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
+        error, own_error = _errors_in_dtype(_copied(module), result, points.split(reference.chunk), outputs, dtype)
+    rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
-        True, residual, max_error, max_error_single, probes, time.perf_counter() - start
+        affine=True,
+        residual=residual,
+        max_error=max_error,
+        max_error_float32=error,
+        module_error_float32=own_error,
+        probes=probes,
+        dtype=str(dtype).removeprefix("torch."),
+        structure=_verdict(reference.structure),
+        seconds=time.perf_counter() - start,
+        exact=exact,
+        exact_rounding=rounding,
     )
-    return collapsed, certificate
+    return result, certificate
 
 
-def _float64(module: nn.Module) -> tuple[nn.Module, torch.device]:
-    reference = copy.deepcopy(module).double().eval()
-    return reference, next(reference.parameters()).device
+def affine_residual(module: nn.Module, input_shape: Shape, probes: int = 16) -> float:
+    """||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64, the largest over `probes` pairs in [0, 1]."""
+    reference = _copied(module, torch.float64)
+    _, device = _dtype_and_device(module, input_shape)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, probes, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    with _certifying(device), torch.no_grad():
+        f_a, f_b, f_sum, f_0 = (reference(x) for x in (a, b, a + b, torch.zeros_like(a)))
+    return _residual(f_a, f_b, f_sum, f_0)
 
 
-def _weight_and_bias(
-    reference: nn.Module, input_shape: tuple[int, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Jacobian's rows by one batched reverse pass: sample j of the batch gives the gradient of output j."""
-    zero = torch.zeros(1, *input_shape, dtype=torch.float64, device=device)
+def fold_preprocessing(
+    collapsed: Collapsed,
+    scale: float = 1 / 255,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+) -> Collapsed:
+    """A collapsed network that takes raw pixels: A ((scale x - mean) / std) + b as one layer of x.
+
+    `mean` and `std` are numbers, or one number for each channel (first axis of a sample). Raises InputShapeError where
+    their count is not that of the channels.
+    """
+    weight, bias = collapsed.linear.weight.detach().double(), collapsed.linear.bias.detach().double()
+    channels = collapsed.input_shape[0]
+    mean, std = (_per_channel(values, channels).to(weight) for values in (mean, std))
+    by_channel = weight.reshape(len(weight), channels, -1) / std[:, None]
+    bias = bias - (by_channel * mean[:, None]).sum((1, 2))
+    dtype = collapsed.linear.weight.dtype
+    weight = (by_channel * scale).flatten(1)
+    return Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
+
+
+class _Reference:
+    """A float64 copy of a module, run in chunks that keep within the memory bound; f(0) and the structure seen."""
+
+    def __init__(self, module: nn.Module, shape: Shape, device: torch.device, max_bytes: int):
+        self.shape, self.device, self.max_bytes = shape, device, max_bytes
+        self.weights = 8 * sum(p.numel() for p in (*module.parameters(), *module.buffers()))
+        self.inputs = math.prod(shape)
+        self._check(self.weights + 8 * self.inputs, "a float64 copy of the weights and one input")
+        self.module = _copied(module, torch.float64)
+        self.f_0, self.structure = self._watched()
+        self.output_shape = tuple(self.f_0.shape[1:])
+        self.outputs = self.f_0.numel()
+        # The result in float64, its rearrangement or cast, and the copies that the certificate evaluates.
+        self.fixed = self.weights + 3 * 8 * self.inputs * self.outputs
+        # Twice, since gradients are as large as the activations they belong to.
+        self.sample = 2 * (self.structure.bytes + self.structure.workspace + 8 * (self.inputs + self.outputs))
+        self._check(
+            self.fixed + self.sample, f"a layer of {self.inputs} inputs and {self.outputs} outputs, and one sample"
+        )
+        self.chunk = max(1, (max_bytes - self.fixed) // self.sample)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs [N, outputs] of inputs [N, *shape]."""
+        with torch.no_grad():
+            return torch.cat([_flat(self.module(part.clone())) for part in x.split(self.chunk)])
+
+    def probe(self, probes: int) -> tuple[float, torch.Tensor, torch.Tensor]:
+        """The residual, and `probes` points in [0, 1] with their outputs; each point is paired with the next."""
+        a = self._random(probes, seed=0)
+        b = a.roll(1, dims=0)
+        f_a, f_sum = self(torch.cat([a, a + b])).chunk(2)
+        return _residual(f_a, f_a.roll(1, dims=0), f_sum, _flat(self.f_0)), a, f_a
+
+    def wide_residual(self) -> float:
+        """The residual at points of both signs, up to 1000 in size: what bends, bends somewhere."""
+        sizes = torch.tensor([1.0, 30.0, 1000.0], dtype=torch.float64, device=self.device)
+        sizes = sizes.reshape(-1, *[1] * len(self.shape))
+        a, b = (sizes * (2 * self._random(3, seed) - 1) for seed in (1, 2))
+        return _residual(*self(torch.cat([a, b, a + b])).chunk(3), _flat(self.f_0))
+
+    def rows(self) -> torch.Tensor | None:
+        """The Jacobian by gradients, one chunk of outputs at a time; None where the module lets none through."""
+        x = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device, requires_grad=True)
+        with torch.enable_grad():
+            y = self.module(x.clone()).flatten()
+        if not y.requires_grad:
+            return None
+        rows = torch.empty(self.outputs, self.inputs, dtype=torch.float64, device=self.device)
+        for start in range(0, self.outputs, self.chunk):
+            part = rows[start : start + self.chunk]
+            unit = torch.zeros(len(part), self.outputs, dtype=torch.float64, device=self.device)
+            unit[range(len(part)), range(start, start + len(part))] = 1
+            (gradient,) = torch.autograd.grad(
+                y, x, unit, is_grads_batched=True, retain_graph=True, materialize_grads=True
+            )
+            part.copy_(gradient.flatten(1))
+        return rows
+
+    def columns(self) -> torch.Tensor:
+        """The Jacobian by pushing unit vectors, one chunk of inputs at a time."""
+        rows = torch.empty(self.outputs, self.inputs, dtype=torch.float64, device=self.device)
+        for start in range(0, self.inputs, self.chunk):
+            size = min(self.chunk, self.inputs - start)
+            unit = torch.zeros(size, self.inputs, dtype=torch.float64, device=self.device)
+            unit[range(size), range(start, start + size)] = 1
+            rows[:, start : start + size] = (self(unit.reshape(size, *self.shape)) - _flat(self.f_0)).T
+        return rows
+
+    def _random(self, count: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(count, *self.shape, generator=generator, dtype=torch.float64).to(self.device)
+
+    def _watched(self) -> tuple[torch.Tensor, Structure]:
+        zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device)
+        try:
+            output, structure = watch(self.module, zero)
+        except SkipfoldError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputShapeError(
+                f"the module does not take an input of shape {list(zero.shape)}: {reason}; "
+                "give the shape of one sample, without the batch, or a batch as example"
+            ) from error
+        if not isinstance(output, torch.Tensor) or len(output) != 1:
+            given = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+            raise InputShapeError(
+                f"the module gives {given} for one sample; one tensor [N, ...] is allowed, so wrap the module"
+            )
+        return output, structure
+
+    def _check(self, needed: int, what: str) -> None:
+        if needed > self.max_bytes:
+            raise MemoryBoundError(
+                f"collapsing takes at least {needed / 2**30:.2f} GiB ({what}), {self.max_bytes / 2**30:.2f} GiB are "
+                f"allowed; set max_bytes to {needed} or more, or use a smaller input",
+                needed,
+            )
+
+
+def _affine_map(
+    reference: _Reference, points: torch.Tensor, outputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Weight and bias in float64 and their largest error at `points`.
+
+    A module may be affine and yet hide part of its map from the gradient (detach, no_grad), so rows that fail at the
+    points are found again by pushing unit vectors.
+    """
+    bias = reference.f_0.flatten()
+    weight = reference.rows() if reference.outputs < reference.inputs else None
+    for attempt in (weight, None):
+        weight = reference.columns() if attempt is None else attempt
+        error = float((points.flatten(1) @ weight.T + bias - outputs).abs().max())
+        if error <= RESIDUAL_TOLERANCE * float(outputs.abs().max()):
+            return weight, bias, error
+    raise NotAffineError(
+        f"the collapsed layer differs from the module by {error:.1e}: the samples of a batch influence each other, "
+        "or the module gives another output each time"
+    )
+
+
+def _refuse(module: nn.Module, structure: Structure, residual: float, accept_unknown: bool) -> None:
+    training = {
+        path: f"{type(child).__name__} in training mode"
+        for path, child in module.named_modules()
+        if child.training and isinstance(child, _CHANGED_BY_TRAINING)
+    }
+    offenders = training | structure.not_affine
+    if not accept_unknown:
+        for path, reason in structure.unknown.items():
+            offenders[path] = "; ".join(filter(None, (offenders.get(path), reason)))
+    if not offenders and residual <= RESIDUAL_TOLERANCE:
+        return
+    named = ", ".join(f"{path or 'network'}: {reason}" for path, reason in offenders.items())
+    text = f"not affine (residual {residual:.1e}): {named or NO_OPERATOR}"
+    if training:
+        raise TrainingModeError(f"{text}; call .eval() on the module first", offenders)
+    if structure.unknown and not accept_unknown:
+        text += "; accept_unknown=True lets the residual decide on what is unknown"
+    raise NotAffineError(text, offenders)
+
+
+def _verdict(structure: Structure) -> str:
+    if not structure.unknown:
+        return "affine"
+    named = ", ".join(f"{path or 'network'}: {reason}" for path, reason in structure.unknown.items())
+    return f"accepted on request: {named}"
+
+
+def _residual(f_a: torch.Tensor, f_b: torch.Tensor, f_sum: torch.Tensor, f_0: torch.Tensor) -> float:
+    bent = _flat(f_sum - f_a - f_b + f_0).norm(dim=1)
+    return float((bent / _flat(f_a).norm(dim=1).clamp_min(torch.finfo(f_a.dtype).tiny)).max())
+
+
+def _flat(outputs: torch.Tensor) -> torch.Tensor:
+    """[N, ...] as [N, outputs], one output a sample too."""
+    return outputs.reshape(len(outputs), -1)
+
+
+def _errors_in_dtype(
+    module: nn.Module, result: Collapsed, points: Sequence[torch.Tensor], outputs: torch.Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Largest difference of `result` from `module` in its own dtype, and of `module` from `outputs` in float64."""
     with torch.no_grad():
-        bias = reference(zero)[0].flatten()
-    x = zero.repeat(len(bias), *[1] * len(input_shape)).requires_grad_()
-    diagonal = reference(x).flatten(1).diagonal().sum()
-    (rows,) = torch.autograd.grad(diagonal, x)
-    return rows.flatten(1), bias
+        own, found = (
+            torch.cat([_flat(function(part.to(dtype, copy=True))).double() for part in points])
+            for function in (module, result)
+        )
+    return float((found - own).abs().max()), float((own - outputs).abs().max())
+
+
+def _prove(module: SkipCNN, weight: torch.Tensor, bias: torch.Tensor) -> float:
+    """Prove the collapse of `module` in rational arithmetic; how far float64 is from it."""
+    from skipfold.algebra import prove  # sympy takes half a second to import
+
+    exact = prove(module)
+    found = weight.flatten().tolist(), bias.tolist()
+    return max(
+        abs(float(rational) - value)
+        for matrix, values in zip(exact, found, strict=True)
+        for rational, value in zip(matrix.to_list_flat(), values, strict=True)
+    )
+
+
+_CHANGED_BY_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def _copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None."""
+    memo = {}
+    for parameter in module.parameters():
+        values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
+        memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
+    for buffer in module.buffers():
+        floating = dtype is not None and buffer.is_floating_point()
+        memo[id(buffer)] = buffer.detach().to(dtype if floating else buffer.dtype, copy=True)
+    return copy.deepcopy(module, memo).eval()
+
+
+def _sample_shape(example: torch.Tensor | Sequence[int]) -> Shape:
+    shape = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise InputShapeError(
+            f"shape {shape} of one sample given; sizes of at least 1, without the batch, are allowed, e.g. (1, 28, 28)"
+        )
+    return shape
+
+
+def _dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -> tuple[torch.dtype, torch.device]:
+    """Of the weights, or of an example tensor where there are none; raises WeightsError."""
+    parameters = dict(module.named_parameters())
+    held = parameters | dict(module.named_buffers())
+    for path, tensor in held.items():
+        if nn.parameter.is_lazy(tensor):
+            raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
+        if tensor.is_complex() or (path in parameters and not tensor.is_floating_point()):
+            raise WeightsError(f"{path}: {tensor.dtype} weights given; floating-point ones are allowed, use .float()")
+        if tensor.is_floating_point() and not _finite(tensor):
+            raise WeightsError(f"{path}: holds NaN or infinity; collapse a network with finite weights")
+    floating = [tensor for tensor in held.values() if tensor.is_floating_point()]
+    devices = {str(tensor.device) for tensor in held.values()}
+    if len(devices) > 1:
+        raise WeightsError(f"weights on several devices given ({', '.join(sorted(devices))}); move them to one")
+    if floating:
+        return floating[0].dtype, floating[0].device
+    if isinstance(example, torch.Tensor) and example.is_floating_point():
+        return example.dtype, example.device
+    raise WeightsError("the module has no weights that tell dtype and device; give a floating-point tensor as example")
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """By the extremes, which NaN and infinity reach: no mask as large as the weights."""
+    return not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
+
+
+@contextlib.contextmanager
+def _certifying(device: torch.device) -> Iterator[None]:
+    """Full precision: no TF32, no autocast; and outside of inference mode, which records no gradients."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _per_channel(values: float | Sequence[float], channels: int) -> torch.Tensor:
+    given = torch.as_tensor(values, dtype=torch.float64).flatten()
+    if len(given) not in (1, channels):
+        raise InputShapeError(f"{len(given)} means or standard deviations given; 1 or {channels} are allowed")
+    return given.expand(channels)

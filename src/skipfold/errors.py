@@ -31,3 +31,35 @@ class NotAffineError(SkipfoldError):
 
 class SkipError(SkipfoldError):
     """Skip connections cannot be given a strength, or cannot be removed at the present one."""
+
+
+class ExactnessError(SkipfoldError):
+    """Equality in rational arithmetic cannot be proved: the network is too large, or no recursion, or not equal."""
+
+
+class CollapseError(SkipfoldError):
+    """A module, its input or the memory allowed does not let it be collapsed; its subclasses say which."""
+
+
+class InputShapeError(CollapseError):
+    """The module does not take inputs of the shape given, or does not give one tensor."""
+
+
+class WeightsError(CollapseError):
+    """The module's parameters are none, not finite, complex or integer, or on several devices."""
+
+
+class MemoryBoundError(CollapseError):
+    """Collapsing would take more memory than is allowed; `needed` is the least that it takes, in bytes."""
+
+    def __init__(self, message: str, needed: int = 0):
+        super().__init__(message)
+        self.needed = needed
+
+
+class NotConvolutionError(CollapseError):
+    """A chain of layers is not one larger convolution."""
+
+
+class TrainingModeError(NotAffineError):
+    """BatchNorm or Dropout submodules are in training mode; `offenders` names them and whatever else is not affine."""

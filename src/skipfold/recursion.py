@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from skipfold.errors import ConfigError
 from skipfold.schedules import check_strength
@@ -76,9 +75,7 @@ class SkipCNN(nn.Module):
         for i, convolution in enumerate(self.convolutions, start=1):
             mixed = outputs[-1]
             if sources := self.sources(i):
-                skipped = sum(
-                    share * resample(outputs[k], self.shapes[i - 1]) for k, share in sources.items()
-                )
+                skipped = sum(share * resample(outputs[k], self.shapes[i - 1]) for k, share in sources.items())
                 mixed = torch.lerp(mixed, skipped, self.t.to(mixed.dtype))
             output = convolution(mixed)
             outputs.append(self.activation(output) if i < len(self.layers) else output)
@@ -86,15 +83,19 @@ class SkipCNN(nn.Module):
 
 
 def resample(x: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """R: [N, C, H, W] to [N, *shape], each index j of an axis taken from floor(j * old / new)."""
-    if x.shape[2:] != shape[1:]:
-        x = F.interpolate(x, size=shape[1:], mode="nearest")
-    if x.shape[1] == shape[0]:
-        return x
-    if x.shape[1] == 1:
-        return x.expand(-1, shape[0], -1, -1)
-    channels = torch.arange(shape[0], device=x.device) * x.shape[1] // shape[0]
-    return x.index_select(1, channels)
+    """R: [N, C, H, W] to [N, *shape], each index j of an axis taken from floor(j * old / new).
+
+    In whole numbers: F.interpolate rounds j * old / new in float32 and takes the wrong pixel for some sizes
+    (26 to 22, or 2 to 82), in float32 only.
+    """
+    for axis, (old, new) in enumerate(zip(x.shape[1:], shape, strict=True), start=1):
+        if old == new:
+            continue
+        if old == 1:
+            x = x.expand(*x.shape[:axis], new, *x.shape[axis + 1 :])
+        else:
+            x = x.index_select(axis, torch.arange(new, device=x.device) * old // new)
+    return x
 
 
 def _shapes(input_shape: Shape, layers: Sequence[Layer]) -> list[Shape]:
@@ -121,9 +122,7 @@ def _shares(
     skips = [tuple(skip) for skip in skips]
     for k, i in skips:
         if not (0 <= k < i - 1 and 2 <= i <= depth):
-            raise ConfigError(
-                f"SkipCNN: skip {(k, i)} given; (k, i) with 0 <= k < i - 1 and i <= {depth} is allowed"
-            )
+            raise ConfigError(f"SkipCNN: skip {(k, i)} given; (k, i) with 0 <= k < i - 1 and i <= {depth} is allowed")
     if len(set(skips)) < len(skips):
         raise ConfigError(f"SkipCNN: skips {skips} name a pair twice; name each once")
     into = {i: sum(to == i for _, to in skips) for _, i in skips}

@@ -1,6 +1,7 @@
 """torchvision's ResNets with a skip strength t in every block, and what becomes of them when t is 0."""
 
 import copy
+import itertools
 from collections import OrderedDict
 
 import torch
@@ -74,6 +75,8 @@ def resnet(
         raise ConfigError(f"network: unknown ResNet {name!r}; allowed are {', '.join(DEPTHS)}")
     if linear not in (None, "maxpool", "avgpool"):
         raise ConfigError(f"linear: {linear!r} given; maxpool, avgpool or null is allowed")
+    if block not in BLOCKS:
+        raise ConfigError(f"block: {block!r} given; allowed are {', '.join(BLOCKS)}")
     if norm not in NORMS:
         raise ConfigError(f"norm: {norm!r} given; allowed are {', '.join(NORMS)}")
     model = ResNet(BLOCKS[block], DEPTHS[name], num_classes=10, norm_layer=NORMS[norm])
@@ -124,6 +127,8 @@ def remove_skips(model: nn.Module) -> nn.Module:
             f"skips can be removed at t = 0 only; not 0 in: {named}; train with a schedule that ends at 0"
         )
     model = copy.deepcopy(model)
+    if isinstance(model, SkipCNN):
+        model.shares = {}
     for path, block in list(model.named_modules()):
         if isinstance(block, HomotopyBlock):
             model.set_submodule(path, _plain(block))
@@ -142,9 +147,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
-        children = list(module.named_children())
-        pairs = zip(children, children[1:], strict=False)
-        for (conv_name, conv), (bn_name, bn) in pairs:
+        for (conv_name, conv), (bn_name, bn) in itertools.pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
                 setattr(module, bn_name, nn.Identity())

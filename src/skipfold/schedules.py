@@ -36,7 +36,7 @@ def strengths(shape: str, start: float, epochs: int) -> list[float]:
     if shape not in SHAPES:
         raise ConfigError(f"schedule: unknown shape {shape!r}; allowed are {', '.join(SHAPES)}")
     check_strength(start, "schedule start")
-    if not isinstance(epochs, int) or epochs < 1:
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"epochs: {epochs!r} given; a whole number of at least 1 is allowed")
     if shape == "static":
         return [float(start)] * epochs

@@ -1,0 +1,755 @@
+"""Collapse of affine networks of any wiring, and refusal, by name, of those that are not affine."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from test_recursion import property_test, skip_cnns
+from test_resnet import unsettled
+from torch import nn
+from torch.nn import functional as F
+
+from skipfold.chains import collapse_convolution
+from skipfold.collapse import Certificate, affine_residual, collapse, fold_preprocessing
+from skipfold.errors import (
+    CollapseError,
+    ExactnessError,
+    InputShapeError,
+    MemoryBoundError,
+    NotAffineError,
+    NotConvolutionError,
+    SkipError,
+    TrainingModeError,
+    WeightsError,
+)
+from skipfold.networks import INPUT_SHAPE, build
+from skipfold.recursion import Layer, SkipCNN
+from skipfold.resnet import crop_dead_taps
+
+
+class Calls(nn.Module):
+    """A function of its submodules, given by name."""
+
+    def __init__(self, function, **modules):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def settled(module: nn.Module, seed: int = 0) -> nn.Module:
+    """In eval mode and float64, BatchNorms of any dimension with statistics as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            child.running_var.uniform_(0.5, 2, generator=generator)
+    return module.double().eval()
+
+
+def check(module, shape, tolerance=1e-10, **arguments):
+    """Collapse and compare on inputs of both signs; returns the certificate."""
+    layer, certificate = collapse(module, shape, **arguments)
+    x = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), module(x), rtol=0, atol=tolerance)
+    assert certificate.affine and certificate.residual < 1e-10 and certificate.max_error < tolerance
+    return certificate
+
+
+def least_bytes(module, shape):
+    """The smallest bound that is not refused."""
+    least = 0
+    while True:
+        try:
+            collapse(module, shape, max_bytes=least)
+            return least
+        except MemoryBoundError as error:
+            least = error.needed
+
+
+# Networks that are affine, of any wiring.
+
+
+def u_net():
+    def forward(net, x):
+        down = net.down(x)
+        deep = net.deep(F.avg_pool2d(down, 2))
+        up = F.interpolate(deep, scale_factor=2, mode="bilinear", align_corners=False)
+        return net.out(torch.cat([net.up(deep), up, down], 1))
+
+    return Calls(
+        forward,
+        down=nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)),
+        deep=nn.Conv2d(3, 4, 3, padding=1),
+        up=nn.ConvTranspose2d(4, 3, 2, 2),
+        out=nn.Conv2d(10, 2, 1),
+    )
+
+
+def dense_net():
+    def forward(net, x):
+        for layer in net.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return net.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    layers = [nn.Sequential(nn.BatchNorm2d(c), nn.Conv2d(c, 2, 3, padding=1, bias=False)) for c in (3, 5, 7)]
+    return Calls(forward, layers=nn.ModuleList(layers), head=nn.Linear(9, 4))
+
+
+def inception():
+    def forward(net, x):
+        return torch.cat([net.one(x), net.three(x), net.pool(F.avg_pool2d(x, 3, 1, 1))], 1).mean((2, 3)) * 0.5
+
+    return Calls(
+        forward,
+        one=nn.Conv2d(3, 2, 1),
+        three=nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 3, padding=1)),
+        pool=nn.Conv2d(3, 2, 1),
+    )
+
+
+AFFINE = {
+    "linear": (lambda: nn.Linear(5, 3), (5,)),
+    "linear_on_sequence": (lambda: nn.Linear(5, 3, bias=False), (4, 5)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm1d(6), nn.AvgPool1d(2)), (4, 11)),
+    "conv2d": (lambda: nn.Conv2d(4, 8, 3, 2, 2, dilation=2, groups=4), (4, 9, 8)),
+    "conv3d": (lambda: nn.Sequential(nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3), nn.AdaptiveAvgPool3d(2)), (2, 5, 4, 6)),
+    "depthwise": (lambda: nn.Conv2d(3, 3, 3, padding="same", padding_mode="reflect", groups=3), (3, 6, 6)),
+    "transposed1d": (lambda: nn.ConvTranspose1d(2, 3, 3, 2, 1, output_padding=1), (2, 5)),
+    "transposed2d": (lambda: nn.ConvTranspose2d(4, 2, 3, 2, 1, groups=2, dilation=2), (4, 5, 4)),
+    "transposed3d": (lambda: nn.ConvTranspose3d(1, 2, 2, 2), (1, 3, 2, 2)),
+    "pads": (
+        lambda: nn.Sequential(
+            nn.ZeroPad2d(1), nn.ConstantPad2d(1, 3.0), nn.ReflectionPad2d(2), nn.ReplicationPad2d(1), nn.Conv2d(1, 2, 5)
+        ),
+        (1, 5, 5),
+    ),
+    "circular": (lambda: nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), (1, 4, 4)),
+    "pools": (lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(2), nn.Conv2d(2, 1, 2)), (2, 8, 8)),
+    "upsample": (
+        lambda: nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 2), nn.Upsample((5, 9), mode="bilinear", align_corners=True)
+        ),
+        (1, 3, 3),
+    ),
+    "shuffles": (lambda: nn.Sequential(nn.Conv2d(1, 8, 1), nn.PixelShuffle(2), nn.ChannelShuffle(2)), (1, 3, 3)),
+    "dropouts": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout2d(), nn.Flatten(), nn.AlphaDropout(), nn.Linear(18, 4)),
+        (1, 3, 3),
+    ),
+    "u_net": (u_net, (2, 6, 6)),
+    "dense_net": (dense_net, (3, 5, 5)),
+    "inception": (inception, (3, 5, 5)),
+    "in_place": (lambda: Calls(lambda net, x: net.a(x).add_(x.mul_(2.0)).sub_(1), a=nn.Linear(4, 4)), (4,)),
+    "writes_into_a_buffer": (
+        lambda: Calls(lambda net, x: _into_zeros(net.a(x)), a=nn.Linear(4, 4)),
+        (4,),
+    ),
+    "einsum": (lambda: Calls(lambda net, x: torch.einsum("nij,kj->nki", x, net.a.weight), a=nn.Linear(4, 3)), (2, 4)),
+    "hidden_gradient": (
+        lambda: Calls(lambda net, x: net.a(x) + net.b(x.detach()), a=nn.Linear(6, 2), b=nn.Linear(6, 2)),
+        (6,),
+    ),
+    "no_gradient": (lambda: Calls(torch.no_grad()(lambda net, x: net.a(x)), a=nn.Linear(6, 2)), (6,)),
+    "constant": (lambda: Calls(lambda net, x: 0 * net.a(x) + 3, a=nn.Linear(6, 2)), (6,)),
+    "one_number": (lambda: Calls(lambda net, x: net.a(x).sum(1), a=nn.Linear(6, 2)), (6,)),
+    "shared_layer": (
+        lambda: Calls(lambda net, x: net.a(net.a(x)) + net.b(x), **dict.fromkeys("ab", nn.Linear(3, 3))),
+        (3,),
+    ),
+    "parametrized": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (4,)),
+    "split_and_stack": (
+        lambda: Calls(lambda net, x: torch.stack(net.a(x).chunk(2, 1), -1).permute(0, 2, 1)[:, :1], a=nn.Linear(4, 6)),
+        (4,),
+    ),
+}
+
+
+def _into_zeros(y):
+    out = y.new_zeros(len(y), 8)
+    out[:, 2:6] = y
+    return out
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_modules_of_any_kind(name):
+    torch.manual_seed(0)
+    build_module, shape = AFFINE[name]
+    certificate = check(settled(build_module()), shape)
+    assert certificate.structure == "affine"
+
+
+@property_test(50)
+@given(skip_cnns())
+def test_any_recursion(model):
+    check(model, model.input_shape)
+
+
+@st.composite
+def graphs(draw):
+    """Random convolutional networks in which each layer reads a random earlier one, by add, cat or lerp."""
+    channels, side = draw(st.integers(1, 3)), draw(st.integers(3, 6))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    widths, layers, wiring = [channels], [], []
+    for _ in range(draw(st.integers(1, 5))):
+        how = draw(st.sampled_from(["none", "add", "cat", "lerp"]))
+        source = draw(st.integers(0, len(widths) - 1))
+        if how in ("add", "lerp") and widths[source] != widths[-1]:
+            how = "cat"
+        width = widths[-1] + (widths[source] if how == "cat" else 0)
+        groups = draw(st.sampled_from([g for g in (1, 2, 3) if width % g == 0]))
+        out = groups * draw(st.integers(1, 2))
+        kernel, dilation = draw(st.sampled_from([(1, 1), (3, 1), (3, 2), (5, 1)]))
+        mode = draw(st.sampled_from(["zeros", "replicate", "circular"]))
+        layer = [nn.Conv2d(width, out, kernel, 1, kernel // 2 * dilation, dilation, groups, padding_mode=mode)]
+        layer += [nn.BatchNorm2d(out)] * draw(st.booleans()) + [nn.Dropout()] * draw(st.booleans())
+        layers.append(nn.Sequential(*layer))
+        wiring.append((how, source))
+        widths.append(out)
+    small = side - 2 * (side > 2)
+    heads = [nn.Identity(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Upsample(scale_factor=2), nn.ZeroPad2d(-1)]
+    head = draw(st.sampled_from(heads if small > 0 else heads[:-1]))
+
+    def forward(net, x):
+        outputs = [x]
+        for (how, source), layer in zip(wiring, net.layers, strict=True):
+            read, skipped = outputs[-1], outputs[source]
+            if how == "cat":
+                read = torch.cat([read, skipped], 1)
+            elif how != "none":
+                read = read + skipped if how == "add" else torch.lerp(read, skipped, 0.3)
+            outputs.append(layer(read))
+        return net.head(outputs[-1])
+
+    return settled(Calls(forward, layers=nn.ModuleList(layers), head=head)), (channels, side, side)
+
+
+@property_test(60)
+@given(graphs(), st.booleans())
+def test_any_graph(graph, bounded):
+    module, shape = graph
+    check(module, shape, max_bytes=least_bytes(module, shape) if bounded else 2**30)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "cnn3", "shallow_linear", "resnet34_linear_avgpool"])
+def test_networks_of_the_paper(name):
+    model = unsettled(build(name)).float()
+    layer, certificate = collapse(model, INPUT_SHAPE)
+    x = torch.rand(4, *INPUT_SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), model(x), rtol=1e-4, atol=1e-5)
+    assert certificate.dtype == "float32" and certificate.residual < 1e-10
+    assert layer(x).shape == (4, 10) and layer.linear.weight.dtype == torch.float32
+
+
+# Networks that are not.
+
+
+class Residual(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.layer(x))
+
+
+def branch(y):
+    return y + 1 if y.sum() > 0 else y - 1
+
+
+FUNCTIONS = {
+    "relu": (F.relu, "aten.relu is not affine"),
+    "relu_in_place": (lambda y: F.relu_(y), "aten.relu is not affine"),
+    "abs": (torch.abs, "aten.abs is not affine"),
+    "softmax": (lambda y: y.softmax(1), "aten._softmax is not affine"),
+    "layer_norm": (lambda y: F.layer_norm(y, (4,)), "aten.native_layer_norm is not affine"),
+    "product": (lambda y: y * y.flip(1), "aten.mul with input-dependent `self` and `other` is not affine"),
+    "matrix_product": (lambda y: y[:, None] @ y[:, :, None], "aten.bmm with input-dependent `self` and `mat2`"),
+    "quotient": (lambda y: 1 / (2 + y), "aten.reciprocal is not affine"),
+    "quotient_of_constant": (lambda y: torch.ones(4).to(y) / (2 + y), "aten.div with input-dependent `other`"),
+    "mask": (lambda y: y * (y > 0), "aten.gt is not affine"),
+    "clamp": (lambda y: y.clamp(-1, 1), "aten.clamp is not affine"),
+    "maximum": (lambda y: torch.maximum(y, -y), "aten.maximum is not affine"),
+    "branch": (branch, "aten._local_scalar_dense reads values of the input"),
+    "item": (lambda y: y * y[0, 0].item(), "aten._local_scalar_dense reads values of the input"),
+    "sort": (lambda y: y.sort(1).values, "aten.sort is not affine"),
+    "noise": (lambda y: y + torch.rand_like(y), "aten.rand_like draws random numbers"),
+    "dropout": (lambda y: F.dropout(y, 0.5, True), "draws random numbers"),
+    "weight_from_input": (lambda y: torch.lerp(y, -y, y.sigmoid()), "aten.lerp with input-dependent `self` and `end`"),
+    "std": (lambda y: y / y.std(1, keepdim=True), "aten.std is not affine"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_that_are_not_affine_are_named(name):
+    function, reason = FUNCTIONS[name]
+    model = nn.Sequential(nn.Linear(4, 4), Residual(function)).eval()
+    with pytest.raises(NotAffineError) as caught:
+        collapse(model, (4,))
+    assert list(caught.value.offenders) == ["1"]
+    assert reason in caught.value.offenders["1"]
+    assert f"1: {caught.value.offenders['1']}" in str(caught.value)
+
+
+LAYERS = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.LeakyReLU(),
+    nn.PReLU(),
+    nn.ELU(),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.Hardswish(),
+    nn.Softplus(),
+    nn.Softmax(1),
+    nn.LogSoftmax(1),
+    nn.MaxPool2d(2),
+    nn.AdaptiveMaxPool2d(2),
+    nn.LPPool2d(2, 2),
+    nn.LayerNorm(4),
+    nn.GroupNorm(1, 2),
+    nn.InstanceNorm2d(2),
+    nn.LocalResponseNorm(2),
+    nn.RReLU(),
+    nn.Softmax2d(),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+def test_layers_that_are_not_affine_are_named(layer):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.Identity(), layer)).eval()
+    with pytest.raises(NotAffineError) as caught:
+        collapse(model, (1, 4, 4))
+    assert list(caught.value.offenders) == ["1.1"]
+    assert caught.value.offenders["1.1"].startswith(type(layer).__name__)
+
+
+def test_the_published_network_is_refused_naming_the_max_pool():
+    with pytest.raises(NotAffineError) as caught:
+        collapse(build("resnet34_linear_maxpool").eval(), INPUT_SHAPE)
+    assert caught.value.offenders == {"maxpool": "MaxPool2d is not affine"}
+    assert "maxpool: MaxPool2d is not affine" in str(caught.value)
+
+
+def test_every_offender_is_listed():
+    with pytest.raises(NotAffineError) as caught:
+        collapse(build("resnet18").eval(), INPUT_SHAPE)
+    relus = [
+        f"layer{stage}.{block}.{name}" for stage in range(1, 5) for block in range(2) for name in ("relu", "relu2")
+    ]
+    assert set(caught.value.offenders) == {"relu", "maxpool", *relus}
+
+
+def without_bends(model):
+    """`model` with its ReLUs left out and its max-pools as average-pools, where they are modules."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(module, name, pool)
+    return model
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"])
+def test_linear_variants_of_torchvisions_networks(name):
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, num_classes=5)
+    check(settled(without_bends(model)), (3, 32, 32), tolerance=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("densenet121", {"": "aten.relu is not affine"}),
+        (
+            "mobilenet_v3_small",
+            {"features.1.block.1": "aten.mul with input-dependent `self` and `other` is not affine"},
+        ),
+    ],
+)
+def test_what_keeps_torchvisions_networks_from_being_affine(name, expected):
+    model = without_bends(torchvision.models.get_model(name, weights=None, num_classes=5)).eval()
+    with pytest.raises(NotAffineError) as caught:
+        collapse(model, (3, 32, 32))
+    assert expected.items() <= caught.value.offenders.items()
+
+
+def test_training_mode_is_named_with_the_rest():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Dropout())
+    with pytest.raises(TrainingModeError, match=r"call \.eval\(\)") as caught:
+        collapse(model, (1, 3, 3))
+    assert caught.value.offenders == {
+        "1": "BatchNorm2d in training mode",
+        "4": "Dropout in training mode",
+        "2": "ReLU is not affine",
+    }
+    network = build("resnet34_linear_avgpool")
+    network.eval().layer1[0].bn1.train()
+    with pytest.raises(TrainingModeError, match=r"layer1\.0\.bn1: BatchNorm2d in training mode"):
+        collapse(network, INPUT_SHAPE)
+
+
+def test_training_mode_without_batchnorm_or_dropout_makes_no_difference():
+    check(nn.Linear(3, 2).double().train(), (3,))
+
+
+def test_batchnorm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, track_running_stats=False)).eval()
+    with pytest.raises(NotAffineError, match="1: BatchNorm2d uses the statistics of the batch"):
+        collapse(model, (1, 3, 3))
+
+
+def test_samples_that_influence_each_other_are_refused():
+    model = Calls(lambda net, x: net.a(x) - net.a(x).mean(0), a=nn.Linear(3, 2)).eval()
+    with pytest.raises(NotAffineError, match="do samples of a batch influence each other"):
+        collapse(model, (3,))
+
+
+def test_unknown_operators_are_accepted_on_request_only():
+    model = Calls(lambda net, x: net.a(torch.fft.rfft(x).real), a=nn.Linear(3, 2)).double().eval()
+    with pytest.raises(NotAffineError, match=r"aten\._fft_r2c is unknown.*accept_unknown=True") as caught:
+        collapse(model, (4,))
+    assert list(caught.value.offenders) == [""]
+    certificate = check(model, (4,), accept_unknown=True)
+    assert certificate.structure.startswith("accepted on request: network: aten._fft_r2c")
+
+
+@pytest.mark.parametrize("function", [F.relu, torch.fft.rfft, branch])
+def test_the_residual_or_the_structure_refuses_what_bends(function):
+    model = Calls(
+        lambda net, x: function(net.a(x)).real.abs() if function is torch.fft.rfft else function(net.a(x)),
+        a=nn.Linear(4, 4),
+    )
+    with pytest.raises(NotAffineError):
+        collapse(model.eval(), (4,), accept_unknown=True)
+
+
+def test_what_bends_outside_of_0_to_1_only_is_refused():
+    model = Calls(lambda net, x: torch.special.entr(net.a(x).abs()).real, a=nn.Linear(2, 2))
+    with pytest.raises(NotAffineError, match="residual"):
+        collapse(model.eval(), (2,), accept_unknown=True)
+
+
+def test_values_that_leave_torch_are_unknown():
+    model = Calls(lambda net, x: torch.from_numpy(net.a(x).numpy() * 2), a=nn.Linear(2, 2)).eval()
+    with pytest.raises(NotAffineError, match="does not depend on the input by any operator"):
+        collapse(model, (2,))
+
+
+# The module is left as it was; the result stands on its own.
+
+
+def test_module_is_left_untouched():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 4)).eval()
+    model[3].train()
+    model[0].weight.requires_grad_(False)
+    model(torch.rand(1, 1, 5, 5)).sum().backward()
+    held = copy.deepcopy(model.state_dict())
+    gradient, pointer = model[3].weight.grad.clone(), model[3].weight.data_ptr()
+    layer, _ = collapse(model, (1, 5, 5))
+    with torch.no_grad():
+        layer.linear.weight.zero_()
+    assert [m.training for m in model.modules()] == [False, False, False, False, True]
+    assert all(
+        torch.equal(held[key], value) and value.dtype == held[key].dtype for key, value in model.state_dict().items()
+    )
+    assert not model[0].weight.requires_grad and model[3].weight.requires_grad
+    assert torch.equal(model[3].weight.grad, gradient) and model[3].weight.data_ptr() == pointer
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_buffers_that_count_calls_are_left_untouched():
+    def forward(net, x):
+        net.calls += 1
+        net.last = x
+        return net.a(x)
+
+    model = Calls(forward, a=nn.Linear(3, 2)).eval()
+    model.register_buffer("calls", torch.tensor(0))
+    collapse(model, (3,))
+    assert int(model.calls) == 0 and not hasattr(model, "last")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dtype_of_the_module_is_kept(dtype):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).to(dtype).eval()
+    layer, certificate = collapse(model, (2, 3))
+    assert layer(torch.rand(2, 2, 3, dtype=dtype)).dtype == dtype
+    assert certificate.dtype == str(dtype).removeprefix("torch.")
+    assert certificate.max_error < 1e-12
+
+
+def test_example_tensor_is_a_batch():
+    model = nn.Conv2d(2, 3, 3).double().eval()
+    layer, _ = collapse(model, torch.rand(7, 2, 5, 4, dtype=torch.float64))
+    assert layer.input_shape == (2, 5, 4) and layer.output_shape == (3, 3, 2)
+
+
+def test_without_weights_an_example_tells_dtype_and_device():
+    layer, _ = collapse(nn.AvgPool2d(2), torch.rand(1, 1, 4, 4))
+    assert layer.linear.weight.dtype == torch.float32 and layer.output_shape == (1, 2, 2)
+    with pytest.raises(WeightsError, match="give a floating-point tensor as example"):
+        collapse(nn.AvgPool2d(2), (1, 4, 4))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inside_of_no_grad_and_inference_mode(mode):
+    model = nn.Sequential(nn.Linear(6, 3)).double().eval()
+    with mode():
+        layer, certificate = collapse(model, (6,))
+    assert certificate.max_error < 1e-12 and layer.linear.weight.requires_grad
+
+
+def test_inside_of_autocast():
+    model = nn.Linear(6, 3).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, certificate = collapse(model, (6,))
+    assert certificate.max_error_float32 < 1e-5
+
+
+def test_tf32_setting_is_put_back():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    collapse(nn.Linear(2, 2), (2,))
+    with pytest.raises(NotAffineError):
+        collapse(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval(), (2,))
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_result_is_contiguous_and_can_be_exported():
+    layer, _ = collapse(build("cnn3").eval(), INPUT_SHAPE)
+    assert layer.linear.weight.is_contiguous() and sum(1 for _ in layer.parameters()) == 2
+    x = torch.rand(3, *INPUT_SHAPE)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.testing.assert_close(exported.module()(x[:2]), layer(x[:2]))
+    with pytest.raises(InputShapeError, match=r"\[N, 1, 28, 28\] is allowed"):
+        layer(torch.rand(1, 1, 27, 27))
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("outputs", [3, 40])
+def test_chunks_under_a_memory_bound_give_the_same(outputs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(120, outputs)).double().eval()
+    whole, _ = collapse(model, (1, 30))
+    least = least_bytes(model, (1, 30))
+    with pytest.raises(MemoryBoundError, match=f"set max_bytes to {least} or more"):
+        collapse(model, (1, 30), max_bytes=least - 1)
+    for bound in (least, 2 * least, 5 * least):
+        bounded, _ = collapse(model, (1, 30), max_bytes=bound)
+        torch.testing.assert_close(bounded.linear.weight, whole.linear.weight, rtol=0, atol=1e-14)
+
+
+def test_too_large_a_result_is_refused_before_it_is_made():
+    model = nn.Conv2d(3, 3, 3, padding=1).eval()
+    with pytest.raises(MemoryBoundError, match="150528 inputs and 150528 outputs"):
+        collapse(model, (3, 224, 224))
+
+
+def test_large_input_to_few_outputs_is_no_trouble():
+    model = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * 13 * 13, 10)).double()
+    check(model.eval(), (3, 224, 224), max_bytes=2**29)
+
+
+# Bad input.
+
+
+def test_bad_inputs_are_told():
+    model = nn.Conv2d(1, 2, 3).eval()
+    for shape in ((2, 5, 5), (1, 2, 2), (5,), (1, 1, 1, 5, 5)):
+        with pytest.raises(InputShapeError, match="does not take an input of shape"):
+            collapse(model, shape)
+    for shape in ((), (1, 0, 5), (1, 2.5, 5), torch.rand(3)):
+        with pytest.raises(InputShapeError, match="of one sample given"):
+            collapse(model, shape)
+
+
+def test_several_outputs_are_told():
+    with pytest.raises(InputShapeError, match="gives tuple for one sample"):
+        collapse(Calls(lambda net, x: (net.a(x), x), a=nn.Linear(2, 2)).eval(), (2,))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (lambda w: w.fill_(float("nan")), "0.weight: holds NaN"),
+        (lambda w: w.fill_(float("inf")), "0.weight: holds NaN or inf"),
+    ],
+)
+def test_weights_that_are_not_finite(spoil, part):
+    model = nn.Sequential(nn.Linear(2, 2))
+    spoil(model[0].weight.data)
+    with pytest.raises(WeightsError, match=part):
+        collapse(model, (2,))
+
+
+def test_weights_that_are_not_real():
+    with pytest.raises(WeightsError, match=r"weight: torch\.complex64"):
+        collapse(nn.Linear(2, 2, dtype=torch.complex64), (2,))
+    whole = nn.Linear(2, 2)
+    whole.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(WeightsError, match=r"weight: torch\.int64"):
+        collapse(whole, (2,))
+    with pytest.raises(WeightsError, match="run the module once"):
+        collapse(nn.LazyLinear(2), (2,))
+
+
+def test_cropped_network_tells_of_its_own_size():
+    cropped = crop_dead_taps(build("resnet34_linear_avgpool").eval(), INPUT_SHAPE)
+    check(unsettled(cropped), INPUT_SHAPE)
+    with pytest.raises(SkipError, match="crop the network again"):
+        collapse(cropped, (1, 64, 64))
+
+
+def test_errors_of_bad_input_share_a_class():
+    for error in (InputShapeError, WeightsError, MemoryBoundError, NotConvolutionError):
+        assert issubclass(error, CollapseError)
+    assert issubclass(TrainingModeError, NotAffineError)
+
+
+# Certificate.
+
+
+def test_certificate_prints_and_is_json():
+    _, certificate = collapse(nn.Linear(5, 3), (5,))
+    text = str(certificate)
+    for part in ("structure      affine", "residual", "error", "float32", "4 random inputs"):
+        assert part in text
+    again = Certificate(**json.loads(json.dumps(certificate.as_dict())))
+    assert again == certificate
+    assert 0 <= certificate.max_error_float32 < 1e-5 and 0 <= certificate.module_error_float32 < 1e-5
+
+
+def test_exact_equality_is_proved():
+    model = SkipCNN((1, 5, 5), [Layer(2, 3, 1, 1), Layer(2, 3), Layer(3, 3)], [(0, 2), (1, 3)], t=0.3)
+    _, certificate = collapse(model, (1, 5, 5), exact=True)
+    assert certificate.exact and certificate.exact_rounding < 1e-15
+    assert "proved in rational arithmetic" in str(certificate)
+
+
+def test_exact_is_for_small_recursions():
+    with pytest.raises(ExactnessError, match="is for a SkipCNN, Linear given"):
+        collapse(nn.Linear(2, 2), (2,), exact=True)
+    with pytest.raises(ExactnessError, match="use a smaller input"):
+        collapse(build("cnn3"), INPUT_SHAPE, exact=True)
+
+
+def test_residual_of_a_network_that_gives_0():
+    model = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    assert affine_residual(model, (3,)) == 0
+    assert collapse(model, (3,))[1].residual == 0
+
+
+# Preprocessing and convolutions.
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.0, 1.0), (0.5, 0.25), ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]), (torch.rand(3), 2.0)]
+)
+def test_raw_pixels(mean, std):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).double().eval()
+    collapsed, _ = collapse(model, (3, 8, 8))
+    raw = fold_preprocessing(collapsed, mean=mean, std=std)
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    shape = (-1, 1, 1)
+    x = images.double() / 255
+    mean, std = (torch.as_tensor(v, dtype=torch.float64).reshape(shape) for v in (mean, std))
+    x = (x - mean) / std
+    torch.testing.assert_close(raw(images), model(x), rtol=0, atol=1e-12)
+
+
+def test_raw_pixels_need_a_mean_for_each_channel():
+    collapsed, _ = collapse(nn.Conv2d(3, 4, 3).eval(), (3, 8, 8))
+    with pytest.raises(InputShapeError, match="2 means or standard deviations given; 1 or 3 are allowed"):
+        fold_preprocessing(collapsed, mean=[0.1, 0.2])
+
+
+CHAINS = {
+    "one": lambda: nn.Conv2d(2, 3, 3, 2, 1),
+    "two": lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=2), nn.Conv2d(3, 4, 5)),
+    "1d": lambda: nn.Sequential(
+        nn.Conv1d(2, 4, 3, padding=1, dilation=2), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 2, groups=2)
+    ),
+    "3d": lambda: nn.Sequential(nn.Conv3d(2, 2, 2), nn.Conv3d(2, 1, 2, bias=False)),
+    "strided": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, 2, 1), nn.Identity(), nn.Conv2d(3, 4, (2, 3), (1, 2), padding="valid")
+    ),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4)),
+        nn.Dropout(),
+        nn.Sequential(nn.Conv2d(4, 2, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chain_is_one_convolution(name):
+    chain = settled(CHAINS[name]())
+    whole, certificate = collapse_convolution(chain)
+    dimensions = 1 if name == "1d" else 3 if name == "3d" else 2
+    x = torch.randn(2, 2, *(17, 14, 11)[:dimensions], dtype=torch.float64)
+    assert isinstance(whole, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and whole.weight.is_contiguous()
+    torch.testing.assert_close(whole(x), chain(x), rtol=0, atol=1e-12)
+    assert certificate.max_error < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("chain", "part"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)), "1: pads after another layer"),
+        (nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 1, 3, padding=1)), "1: pads after another layer"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU()), "1: ReLU is no convolution"),
+        (nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten())), r"0\.1: Flatten is no convolution"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), "padding mode 'reflect'"),
+        (nn.Conv2d(1, 1, 3, padding="same"), "network: padding='same'"),
+        (nn.ConvTranspose2d(1, 1, 3), "ConvTranspose2d is no convolution"),
+        (nn.Sequential(nn.BatchNorm2d(1)), "no convolution in the chain"),
+    ],
+)
+def test_chain_that_is_no_convolution(chain, part):
+    with pytest.raises(NotConvolutionError, match=part):
+        collapse_convolution(chain.eval())
+
+
+def test_chain_in_training_mode():
+    chain = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
+    with pytest.raises(TrainingModeError, match="1: BatchNorm2d in training mode"):
+        collapse_convolution(chain)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_modules_on_cuda(name):
+    torch.manual_seed(0)
+    build_module, shape = AFFINE[name]
+    module = settled(build_module()).float()
+    on_host, _ = collapse(module, shape)
+    on_device, certificate = collapse(module.cuda(), shape)
+    assert on_device.linear.weight.is_cuda and certificate.max_error < 1e-10
+    torch.testing.assert_close(on_device.cpu().linear.weight, on_host.linear.weight, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.cuda
+def test_memory_bound_holds_on_cuda():
+    model = build("resnet34_linear_avgpool").eval().cuda()
+    for bound in (2**29, 2**30):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        collapse(model, INPUT_SHAPE, max_bytes=bound)
+        assert torch.cuda.max_memory_allocated() - before < bound
