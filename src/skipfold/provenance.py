@@ -31,16 +31,21 @@ def _processor() -> str:
 @functools.cache
 def commit() -> str:
     """The commit of the working tree, with -dirty where it differs; "unknown" outside a git checkout."""
+    return _output("git", "describe", "--always", "--dirty", "--abbrev=12")
+
+
+@functools.cache
+def driver() -> str:
+    """Version of the NVIDIA driver; "unknown" where nvidia-smi is not there."""
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+
+
+def _output(*command: str) -> str:
+    """What `command` prints; "unknown" where it fails."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
 
 
 def stamp(device: torch.device, md5: dict[str, str]) -> dict[str, Any]:
@@ -51,6 +56,8 @@ def stamp(device: torch.device, md5: dict[str, str]) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "driver": driver() if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

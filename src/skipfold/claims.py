@@ -1,0 +1,336 @@
+"""The paper's claims (config/claims.yaml) judged against the tables of a tier."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import yaml
+
+from skipfold import statistics
+from skipfold.config import root
+from skipfold.errors import ConfigError
+
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+NOT_TESTABLE = "not testable"
+NOT_JUDGED = "not judged at this tier"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE, NOT_JUDGED)
+
+BOOTSTRAP = "95 % bootstrap"
+QUARTILES = "quartiles"
+
+COLUMNS = (
+    "claim",
+    "id",
+    "quantity",
+    "published",
+    "relation",
+    "tolerance",
+    "ours",
+    "low",
+    "high",
+    "interval",
+    "n",
+    "verdict",
+    "remark",
+    "experiment",
+    "table",
+    "notebook",
+    "source",
+    *statistics.STAMP,
+)
+
+
+class Finding(NamedTuple):
+    """Our value with its interval (what kind `interval` says), the number of trials, and the rows it came from."""
+
+    value: float
+    low: float
+    high: float
+    interval: str
+    n: int | None
+    rows: pd.DataFrame
+    remark: str = ""
+
+
+class NotRun(Exception):
+    """The published protocol did not run here; the text says what is missing. Never leaves this module."""
+
+
+def load(path: str | Path | None = None) -> list[dict[str, Any]]:
+    """The claims, checked against workflow/schemas/claims.schema.yaml; `path` None takes config/claims.yaml.
+
+    Raises ConfigError on a claim that does not fit the schema and on an id that is given twice.
+    """
+    path = Path(path or root() / "config" / "claims.yaml")
+    content = yaml.safe_load(path.read_text())
+    schema = yaml.safe_load((root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
+    if error:
+        raise ConfigError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message}; see its schema")
+    ids = [check["id"] for claim in content["claims"] for check in claim["checks"]]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ConfigError(f"{path}: {', '.join(twice)} given twice; each check needs an id of its own")
+    return content["claims"]
+
+
+def judge(
+    results: str | Path, claims: list[dict[str, Any]] | None = None, published: str | Path | None = None
+) -> pd.DataFrame:
+    """A verdict for every check, from the tables under `results` (results/<tier>).
+
+    Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
+    high are), n (trials), verdict (one of VERDICTS), remark, experiment, table and notebook (paths under
+    `results`), source, STAMP. A value is empty where there is none.
+    """
+    results = Path(results)
+    published = Path(published or root() / "results" / "published")
+    claims = load() if claims is None else claims
+    rows = [{"claim": claim["id"], **_row(check, results, published)} for claim in claims for check in claim["checks"]]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any]:
+    row = {key: check[key] for key in ("id", "quantity", "relation", "tolerance", "experiment", "source")}
+    value = check["published"]
+    row["published"] = " to ".join(f"{x:g}" for x in value) if isinstance(value, list) else f"{value:g}"
+    if reason := check.get("not_testable"):
+        return row | {"verdict": NOT_TESTABLE, "remark": reason}
+    kind = check["measure"]["kind"]
+    table = {"certificate": "certificates"}.get(kind, check["experiment"])
+    notebook = "linear_comparison" if kind == "ceiling" else check["experiment"]
+    row |= {"table": f"tables/{table}.csv", "notebook": f"notebooks/{notebook}.ipynb"}
+    try:
+        found = MEASURES[kind](check, results, published)
+    except NotRun as reason:
+        return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
+    holds = relation(check)
+    verdict = REPRODUCED if holds(found.value) else NOT_REPRODUCED
+    remark = found.remark
+    if math.isfinite(found.low) and len({holds(x) for x in (found.low, found.value, found.high)}) > 1:
+        remark = "; ".join(filter(None, [remark, "the interval crosses the limit"]))
+    numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
+    return row | numbers | {"verdict": verdict, "remark": remark} | statistics.stamp(found.rows)
+
+
+def relation(check: dict[str, Any]) -> Callable[[float], bool]:
+    """Whether a value stands to the published one as the check says."""
+    published, tolerance = check["published"], check["tolerance"]
+    low, high = published if isinstance(published, list) else (published, published)
+    if check["relation"] == "at_least":
+        high = math.inf
+    elif check["relation"] == "at_most":
+        low = -math.inf
+    return lambda value: low - tolerance <= value <= high + tolerance
+
+
+def limit(check: dict[str, Any]) -> str:
+    """What the check asks of a value, in words."""
+    published, tolerance = check["published"], check["tolerance"]
+    if check["relation"] == "at_least":
+        return f"at least {published - tolerance:.5g}"
+    if check["relation"] == "at_most":
+        return f"at most {published + tolerance:.5g}"
+    low, high = published if isinstance(published, list) else (published, published)
+    return f"{low - tolerance:.5g} to {high + tolerance:.5g}"
+
+
+# Accuracies of trained networks: matrices [trials, points], so that every interval resamples whole trials.
+
+
+class Points(NamedTuple):
+    """Accuracies [trials, points] with the rows they came from, and (arm, t, epoch) of each point."""
+
+    values: np.ndarray
+    rows: pd.DataFrame
+    keys: pd.DataFrame
+
+
+def _points(check: dict[str, Any], selection: dict[str, Any], results: Path) -> Points:
+    """The selected points of an experiment; raises NotRun where they did not run with the published protocol."""
+    rows = _table(results, f"{check['experiment']}_trials")
+    if "arm" in selection:
+        rows = rows[rows["arm"] == selection["arm"]]
+    else:
+        start, end = selection["t"]
+        rows = rows[rows["t_start"].between(start - 1e-9, end + 1e-9)]
+    name = selection.get("arm") or "t from {:g} to {:g}".format(*selection["t"])
+    _check_protocol(rows, check["protocol"], name)
+    if "t" in selection and "t_step" in check["protocol"]:
+        _check_grid(rows["t_start"].unique(), selection["t"], check["protocol"]["t_step"], name)
+    epoch = selection["epoch"]
+    if epoch != "all":
+        rows = rows[rows["epoch"] == (rows["epochs"] if epoch == "last" else epoch)]
+    column = statistics.SPLITS[selection.get("split", "val")]
+    if rows[column].isna().any() or rows.empty:
+        raise NotRun(f"{name}: {column} was not measured")
+    table = rows.pivot_table(index="index", columns=["arm", "t_start", "epoch"], values=column).dropna()
+    if len(table) < check["protocol"].get("trials", 1):
+        raise NotRun(f"{name}: {_trials(len(table))} hold every point, {check['protocol']['trials']} are needed")
+    return Points(table.to_numpy(float), rows, table.columns.to_frame(index=False))
+
+
+def _check_protocol(rows: pd.DataFrame, protocol: dict[str, Any], name: str) -> None:
+    """Raise NotRun unless all `rows` ran with the published data, images, epochs and number of trials."""
+    if rows.empty:
+        raise NotRun(f"{name}: did not run")
+    wrong = []
+    if (rows["data"] != protocol["data"]).any():
+        wrong.append(f"{', '.join(sorted(rows['data'].unique()))} instead of {protocol['data']}")
+    if rows[["train_images", "val_images"]].notna().any(axis=None):
+        wrong.append("not all images")
+    if (rows["epochs"] != protocol["epochs"]).any():
+        wrong.append(f"{rows['epochs'].iloc[0]} instead of {protocol['epochs']} epochs")
+    if (trials := rows.groupby("arm")["digest"].nunique().min()) < protocol["trials"]:
+        wrong.append(f"{_trials(trials)} instead of {protocol['trials']}")
+    if wrong:
+        raise NotRun(f"{name}: {', '.join(wrong)}")
+
+
+def _check_grid(ran: np.ndarray, between: list[float], step: float, name: str) -> None:
+    """Raise NotRun unless `ran` holds every multiple of `step` in the range."""
+    start, end = between
+    needed = step * np.arange(math.ceil(start / step - 1e-6), math.floor(end / step + 1e-6) + 1)
+    missing = [f"{t:g}" for t in needed if not np.isclose(ran, t).any()]
+    if missing:
+        raise NotRun(f"{name}: t = {', '.join(missing)} did not run")
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'' if count == 1 else 's'}"
+
+
+def _table(results: Path, name: str) -> pd.DataFrame:
+    path = results / "tables" / f"{name}.csv"
+    if not path.is_file():
+        raise NotRun(f"{name.removesuffix('_trials')} did not run")
+    return statistics.read(path)
+
+
+def _finding(points: Points, statistic: Callable[[np.ndarray], np.ndarray], remark: str = "") -> Finding:
+    low, high = statistics.interval(points.values, statistic)
+    value = float(statistic(points.values.mean(axis=0)))
+    return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
+
+
+def _mean(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    return _finding(_points(check, check["measure"]["of"], results), lambda means: means.mean(axis=-1))
+
+
+def _range(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Largest less smallest of the mean accuracies."""
+    return _finding(_points(check, check["measure"]["of"], results), lambda means: np.ptp(means, axis=-1))
+
+
+def _difference(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Mean of one selection less that of another; trials of one index are resampled together."""
+    of, minus = (_points(check, check["measure"][key], results) for key in ("of", "minus"))
+    trials = min(len(of.values), len(minus.values))
+    both = np.hstack([of.values[:trials], minus.values[:trials]])
+    width = of.values.shape[1]
+    points = Points(both, pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
+    return _finding(points, lambda means: means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1))
+
+
+def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Root mean square distance of our means from the published points that we ran as well."""
+    points = _points(check, check["measure"]["of"], results)
+    theirs = statistics.published(check["experiment"], published)
+    theirs = theirs[theirs["split"] == check["measure"]["of"].get("split", "val")]
+    known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
+    by_t = "t" in check["measure"]["of"]
+    keys = [_key(row.arm, row.t_start if by_t else math.nan, row.epoch) for row in points.keys.itertuples()]
+    shared = [i for i, key in enumerate(keys) if key in known]
+    if not shared:
+        raise NotRun("no published point was run")
+    target = np.array([known[keys[i]] for i in shared])
+    points = points._replace(values=points.values[:, shared])
+    remark = f"{len(shared)} published points"
+    return _finding(points, lambda means: np.sqrt(((means - target) ** 2).mean(axis=-1)), remark)
+
+
+def _key(arm: str, t: float, epoch: int) -> tuple:
+    """Of a point in both tables: by t and epoch where the curve is over t, else by arm and epoch."""
+    return (arm, int(epoch)) if math.isnan(t) else (round(float(t), 6), int(epoch))
+
+
+def _certificate(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """The worst of a column of the certificates, over the arms that ran with the published protocol."""
+    measure = check["measure"]
+    table = _table(results, "certificates")
+    table = table[table["experiment"] == check["experiment"]]
+    good, reasons = [], []
+    for arm in measure["arms"]:
+        rows = table[table["arm"] == arm]
+        try:
+            _check_protocol(rows, check["protocol"], arm)
+        except NotRun as reason:
+            reasons.append(str(reason))
+            continue
+        good.append(rows)
+    if not good:
+        raise NotRun("; ".join(reasons))
+    rows = pd.concat(good)
+    values = rows[measure["column"]]
+    if values.isna().any():
+        raise NotRun(f"{measure['column']} was not measured")
+    value = values.max() if measure["worst"] == "largest" else values.min()
+    refused = sorted(rows["refused"].dropna().unique())
+    remarks = [", ".join(dict.fromkeys(rows["arm"]))] if len(measure["arms"]) > 1 else []
+    remarks += [f"collapse refuses it: {refused[0]}"] if refused else []
+    remarks += [f"not counted: {'; '.join(reasons)}"] if reasons else []
+    return Finding(float(value), math.nan, math.nan, "", len(rows), rows, "; ".join(remarks))
+
+
+def _ceiling(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """The best validation accuracy of an affine classifier, whichever way it was found."""
+    rows = _table(results, "ceiling")
+    if (rows["data"] != check["protocol"]["data"]).any():
+        raise NotRun(f"ceiling: {', '.join(rows['data'].unique())} instead of {check['protocol']['data']}")
+    if rows.reindex(columns=["train_images", "val_images"]).notna().any(axis=None):
+        raise NotRun("ceiling: not all images")
+    return Finding(float(rows["val_accuracy"].max()), math.nan, math.nan, "", len(rows), rows)
+
+
+def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Share of wall-clock prediction time that one variant saves against another; the interval is of quartiles."""
+    measure = check["measure"]
+    table = _table(results, "timing")
+    table = table[
+        (table["runtime"] == measure["runtime"]) & (table["batch"] == measure["batch"]) & (table["measure"] == "host")
+    ]
+    rows = []
+    for which in ("of", "against"):
+        wanted = measure[which]
+        row = table[(table["network"] == wanted["network"]) & (table["variant"] == wanted["variant"])]
+        if row.empty:
+            raise NotRun(f"{wanted['network']} {wanted['variant']}, batch {measure['batch']}: was not timed")
+        rows.append(row.iloc[:1])
+    both = pd.concat(rows)
+    if check["protocol"].get("device") == "cuda" and both["device"].str.startswith("CPU").any():
+        raise NotRun("timed on a CPU; the published times are a GPU's")
+    (_, of), (_, against) = both.iterrows()
+    return Finding(
+        1 - of["median_us"] / against["median_us"],
+        1 - of["q3_us"] / against["q1_us"],
+        1 - of["q1_us"] / against["q3_us"],
+        QUARTILES,
+        int(of.get("repeats", 0)) or None,
+        both,
+        f"{against['median_us']:.2f} to {of['median_us']:.2f} µs an image",
+    )
+
+
+MEASURES: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+    "mean": _mean,
+    "range": _range,
+    "difference": _difference,
+    "rmse": _rmse,
+    "certificate": _certificate,
+    "ceiling": _ceiling,
+    "saving": _saving,
+}

@@ -1,0 +1,337 @@
+"""matplotlib figures from tables: the published points behind ours, one style, the stamp on each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from skipfold import statistics
+
+STYLE = Path(__file__).with_name("skipfold.mplstyle")
+PUBLISHED_COLOR = "#8c8c8c"
+PUBLISHED_SIZE = 7
+UNITS = {"host": "wall-clock", "device": "device"}
+
+
+class Look(NamedTuple):
+    """How a series is drawn; marker, line and darkness all differ, so that grey print keeps them apart."""
+
+    label: str
+    color: str
+    marker: str
+    line: Any
+
+
+LOOKS = {
+    ("val", "last"): Look("validation, last epoch", "#0b3c6f", "o", "-"),
+    ("val", "first"): Look("validation, first epoch", "#c2571a", "s", (0, (4, 1.5))),
+    ("train", "last"): Look("training, last epoch", "#4f9e8f", "^", (0, (1, 1.2))),
+    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (as published)", "#0b3c6f", "o", "-"),
+    "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", "#c2571a", "D", (0, (6, 1.5))),
+    "cnn3": Look("3-layer linear CNN with skips", "#4f9e8f", "s", (0, (4, 1.5))),
+    "perceptron": Look("perceptron", "#8a6bb1", "^", (0, (1, 1.2))),
+    "static": Look("static t", "#0b3c6f", "o", "-"),
+    "scheduled_from_0.9": Look("t from 0.9 to 0", "#c2571a", "s", (0, (4, 1.5))),
+    "scheduled_from_0.5": Look("t from 0.5 to 0", "#4f9e8f", "^", (0, (1, 1.2))),
+}
+
+TITLES = {
+    "resnet34": "ResNet34",
+    "resnet18": "ResNet18",
+    "cnn3": "3-layer linear CNN",
+    "shallow_linear": "shallow linear CNN",
+    "shallow_leaky_relu": "shallow leaky-ReLU CNN",
+    "resnet34_linear_maxpool": "linear ResNet34, max-pool",
+    "resnet34_linear_avgpool": "linear ResNet34, average-pool",
+    "perceptron": "perceptron",
+}
+
+VARIANTS = {
+    "skips": "skips with t",
+    "add": "ordinary add",
+    "skips_removed": "skips removed",
+    "folded": "removed, BatchNorm folded",
+    "cropped": "removed, folded, cropped",
+    "collapsed": "collapsed",
+    "perceptron": "perceptron",
+}
+
+
+def accuracy_vs_t(
+    aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
+) -> Figure:
+    """Accuracy against t: validation after the first and last epoch, training in the last.
+
+    `aggregate` is one experiment's table (see `statistics.aggregate`), `published` that of `statistics.published`.
+    Where the accuracies spread wide, a second panel shows the plateau alone.
+    """
+    epochs = {"first": aggregate["epoch"].min(), "last": aggregate["epoch"].max()}
+    title = TITLES.get(aggregate["network"].iloc[0], aggregate["network"].iloc[0])
+    plateau = _plateau(aggregate, published)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.0, 6.2 if plateau else 4.2))
+        panels = figure.subplots(2, 1, sharex=True) if plateau else [figure.subplots()]
+        for axes in panels:
+            for (split, when), look in LOOKS_VS_T.items():
+                if published is not None:
+                    points = _points(published, split, {"first": 1, "last": 2}[when])
+                    _draw_published(axes, points["t"], points["mean"], look)
+                points = _points(aggregate, split, epochs[when])
+                if epochs["first"] < epochs["last"] or when == "last":
+                    _draw(axes, points["t"], points, look)
+            axes.set_ylabel("accuracy")
+        panels[-1].set_xlabel("skip strength t  (0: no skip connections, 1: skip connections only)")
+        if plateau:
+            panels[1].set_ylim(plateau)
+            panels[1].set_title("the plateau, enlarged", fontsize="small")
+        _legend(figure, panels[0], f"{title}: accuracy against skip strength t", published is not None)
+        _stamp(figure, aggregate, stamp)
+    return figure
+
+
+LOOKS_VS_T = {key: look for key, look in LOOKS.items() if isinstance(key, tuple)}
+
+
+def _points(frame: pd.DataFrame, split: str, epoch: int) -> pd.DataFrame:
+    return frame[(frame["split"] == split) & (frame["epoch"] == epoch)].sort_values("t")
+
+
+def _plateau(aggregate: pd.DataFrame, published: pd.DataFrame | None) -> tuple[float, float] | None:
+    """Limits around the upper half of the last validation accuracies, where these lie close and others far below."""
+    last = _points(aggregate, "val", aggregate["epoch"].max())["mean"]
+    top = list(last[last >= last.median()])
+    if published is not None:
+        theirs = _points(published, "val", 2)["mean"]
+        top += list(theirs[theirs >= theirs.median()])
+        last = pd.concat([last, theirs])
+    room = max(max(top) - min(top), 0.01)
+    if last.max() - last.min() < 0.2 or room > 0.05:
+        return None
+    return min(top) - 1.2 * room, min(1.0, max(top) + 0.2 * room)
+
+
+def linear_comparison(
+    aggregate: pd.DataFrame,
+    published: pd.DataFrame | None = None,
+    stamp: Mapping[str, str] | None = None,
+    ceiling: float | None = None,
+) -> Figure:
+    """Validation accuracy per epoch of the linear networks; `ceiling` is the best affine classifier's."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.0, 4.9))
+        axes = figure.subplots()
+        _per_epoch(axes, aggregate, published)
+        if ceiling is not None:
+            axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)))
+            axes.annotate(
+                f"best affine classifier: {ceiling:.4f}",
+                (1, ceiling),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8.5,
+            )
+        _legend(figure, axes, "Linear networks: validation accuracy per epoch", published is not None)
+        _stamp(figure, aggregate, stamp)
+    return figure
+
+
+def schedule_comparison(
+    aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
+) -> Figure:
+    """Validation accuracy per epoch with static and with scheduled t; a cross, to the right, with the skips removed."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.0, 4.6))
+        axes = figure.subplots()
+        _per_epoch(axes, aggregate, published)
+        removed = aggregate[aggregate["split"] == "val_skips_removed"]
+        extra = []
+        if len(removed):
+            for _, row in removed.iterrows():
+                color = LOOKS[row["arm"]].color if row["arm"] in LOOKS else "black"
+                axes.plot(row["epoch"] + 0.3, row["mean"], "x", color=color, markersize=7, markeredgewidth=1.6)
+            extra = [Line2D([], [], marker="x", linestyle="", color="black", markersize=7, label="skips removed")]
+        network = aggregate["network"].iloc[0]
+        title = f"{TITLES.get(network, network)}: validation accuracy with static and scheduled t"
+        _legend(figure, axes, title, published is not None, extra)
+        _stamp(figure, aggregate, stamp)
+    return figure
+
+
+def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | None) -> None:
+    """Every arm's validation accuracy, nudged sideways so that intervals do not lie on each other."""
+    ours = aggregate[aggregate["split"] == "val"]
+    arms = list(dict.fromkeys([*(arm for arm in LOOKS if arm in set(ours["arm"])), *ours["arm"]]))
+    for position, arm in enumerate(arms):
+        look = LOOKS.get(arm, Look(arm, "black", "v", "-"))
+        if published is not None:
+            theirs = published[published["arm"] == arm].sort_values("epoch")
+            _draw_published(axes, theirs["epoch"], theirs["mean"], look, line=True)
+        points = ours[ours["arm"] == arm].sort_values("epoch")
+        _draw(axes, points["epoch"] + 0.05 * (position - (len(arms) - 1) / 2), points, look)
+    last = int(max(ours["epoch"].max(), 0 if published is None else published["epoch"].max()))
+    axes.set_xticks(range(1, last + 1))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy")
+
+
+def timing(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
+    """Prediction time per image of every network and variant, a panel a batch size, log scale.
+
+    `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us, device. Shown is the
+    wall-clock ("host") time where it was measured; the runtime is in the marker.
+    """
+    measure = "host" if (frame["measure"] == "host").any() else frame["measure"].iloc[0]
+    frame = frame[frame["measure"] == measure]
+    batches = sorted(frame["batch"].unique())
+    rows = list(dict.fromkeys(zip(frame["network"], frame["variant"], strict=True)))
+    runtimes = list(dict.fromkeys(frame["runtime"]))
+    markers = dict(zip(runtimes, "osD^vP*X", strict=False))
+    colors = dict(zip(runtimes, ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2, strict=False))
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.0, 1.7 + (0.19 + 0.035 * len(runtimes)) * len(rows) * -(-len(batches) // 2)))
+        grid = figure.subplots(-(-len(batches) // 2), min(2, len(batches)), sharey=True, squeeze=False)
+        panels = list(grid.flat)
+        for axes in panels[len(batches) :]:
+            axes.set_visible(False)
+        for axes, batch in zip(panels, batches, strict=False):
+            for runtime in runtimes:
+                part = frame[(frame["batch"] == batch) & (frame["runtime"] == runtime)]
+                if part.empty:
+                    continue
+                shift = 0.16 * (runtimes.index(runtime) - (len(runtimes) - 1) / 2)
+                y = [rows.index(row) + shift for row in zip(part["network"], part["variant"], strict=True)]
+                spread = [part["median_us"] - part["q1_us"], part["q3_us"] - part["median_us"]]
+                axes.errorbar(
+                    part["median_us"], y, xerr=spread, fmt=markers.get(runtime, "o"), color=colors.get(runtime),
+                    linestyle="", markersize=4, linewidth=1, label=runtime,
+                )  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_title(f"batch {batch}")
+            axes.grid(axis="x", which="major")
+            axes.set_yticks(range(len(rows)), [timing_label(*row) for row in rows], fontsize=8)
+        panels[0].invert_yaxis()
+        for axes in grid[-1]:
+            axes.set_xlabel("µs an image", fontsize=8.5)
+        handles = {}
+        for axes in panels:
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 4)
+        _stamp(figure, frame, stamp)
+    return figure
+
+
+def timing_label(network: str, variant: str) -> str:
+    """A row of the timings in words."""
+    name = TITLES.get(network, network)
+    return name if network == variant else f"{name}: {VARIANTS.get(variant, variant)}"
+
+
+def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
+    """Misfit of each alternative of each assumption to the published curve, in points of accuracy.
+
+    `frame` has columns assumption, alternative, chosen (true for the one in use), rmse (of accuracies in [0, 1]),
+    and may have trials.
+    """
+    groups = list(frame.groupby("assumption", sort=False))
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.0, 1.2 + 0.24 * (len(frame) + 1.4 * len(groups))))
+        axes = figure.subplots()
+        ticks, labels, y = [], [], 0.0
+        for assumption, group in groups:
+            axes.annotate(
+                str(assumption), (0, y), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=8.5, fontweight="bold",
+            )  # fmt: skip
+            y += 1
+            for row in group.sort_values("rmse").itertuples():
+                chosen = bool(row.chosen)
+                axes.barh(
+                    y, 100 * row.rmse, height=0.7, edgecolor="#0b3c6f",
+                    color="#0b3c6f" if chosen else "white", hatch=None if chosen else "////",
+                )  # fmt: skip
+                axes.annotate(
+                    f"{100 * row.rmse:.2f}", (100 * row.rmse, y), xytext=(3, 0),
+                    textcoords="offset points", va="center", fontsize=8,
+                )  # fmt: skip
+                ticks.append(y)
+                labels.append(f"{row.alternative}{' (in use)' if chosen else ''}")
+                y += 1
+            y += 0.4
+        axes.set_yticks(ticks, labels, fontsize=8)
+        axes.set_ylim(y - 0.4, -0.7)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)
+        axes.set_xlabel("rms distance from the published points, % accuracy")
+        axes.set_title("How each guess fits the published curves")
+        _stamp(figure, frame, stamp)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write `path` with .svg and .png added, the same bytes each time; gives both paths.
+
+    `path` comes without a suffix; a dot in its name is kept.
+    """
+    with matplotlib.style.context(STYLE):
+        svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, metadata={"Software": None})
+    return svg, png
+
+
+def _draw(axes: Axes, x: pd.Series, points: pd.DataFrame, look: Look) -> None:
+    """Our means with their intervals as bars."""
+    if points.empty:
+        return
+    axes.plot(x, points["mean"], color=look.color, linestyle=look.line, marker=look.marker, label=look.label)
+    spread = np.vstack([points["mean"] - points["low"], points["high"] - points["mean"]])
+    if np.isfinite(spread).any():
+        axes.errorbar(x, points["mean"], yerr=np.clip(spread, 0, None), fmt="none", ecolor=look.color, elinewidth=0.9)
+
+
+def _draw_published(axes: Axes, x: pd.Series, y: pd.Series, look: Look, line: bool = False) -> None:
+    """The published points: hollow, grey, behind ours, with the marker of the series that they belong to."""
+    if len(x):
+        axes.plot(
+            x, y, linestyle="-" if line else "", linewidth=0.8, color=PUBLISHED_COLOR, marker=look.marker,
+            markersize=PUBLISHED_SIZE, markerfacecolor="none", markeredgewidth=0.8, zorder=1.5,
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, axes: Axes, title: str, published: bool, extra: list[Line2D] | None = None) -> None:
+    handles = [*axes.get_legend_handles_labels()[0], *(extra or [])]
+    if published:
+        handles.append(
+            Line2D([], [], marker="o", linestyle="", markersize=PUBLISHED_SIZE, markerfacecolor="none",
+                   color=PUBLISHED_COLOR, label="published (same marker, hollow)")
+        )  # fmt: skip
+    _head(figure, title, handles)
+
+
+def _head(figure: Figure, title: str, handles: list, ncols: int = 2) -> None:
+    """Title and legend above the axes, so that the foot is left to the stamp."""
+    legend = figure.legend(handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left")
+    legend.get_title().set_fontsize(10.5)
+
+
+def _stamp(figure: Figure, frame: pd.DataFrame, stamp: Mapping[str, str] | None) -> None:
+    """Tier, device, versions, date and number of trials, small, at the foot; from the table where none is given."""
+    stamp = dict(stamp or statistics.stamp(frame))
+    parts = [f"tier {stamp['tier']}"] if stamp.get("tier") else []
+    parts += [str(stamp["device"])] if stamp.get("device") else []
+    parts += [f"torch {stamp['torch']}"] if stamp.get("torch") else []
+    parts += [str(stamp["date"])] if stamp.get("date") else []
+    counts = frame.get("trials", frame.get("n"))
+    if counts is not None and len(frame):
+        low, high = counts.min(), counts.max()
+        trials = f"{low}" if low == high else f"{low} to {high}"
+        parts.insert(0, f"{trials} trial{'' if high == 1 else 's'} a point")
+    figure.supxlabel("  ·  ".join(parts), fontsize=6.5, color="#555555", x=0.995, ha="right")

@@ -1,0 +1,520 @@
+"""report.html: one self-contained page from what lies under results/<tier>/."""
+
+import base64
+import gzip
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from skipfold import claims, figures, networks, statistics
+from skipfold.config import root
+from skipfold.errors import ConfigError
+from skipfold.experiments import ACCURACY_VS_T, TRAINED
+from skipfold.provenance import commit
+
+TEMPLATES = Path(__file__).with_name("templates")
+SHOWN = (*TRAINED, "timing", "sensitivity")
+"""Experiments with a figure, in the page's order."""
+
+SOURCES = ("config/claims.yaml", "src/skipfold/claims.py", "src/skipfold/statistics.py")
+"""Files of the repository that decide what the numbers are; the page holds their checksums."""
+
+TIERS = {
+    "smoke": "A trial run of every part on scikit-learn's small digits; its numbers say nothing about the paper.",
+    "quick": "What is cheap ran with the published protocol and is judged; the rest is smaller and shown only.",
+    "paper": "The published protocol in full.",
+}
+
+
+class Look(NamedTuple):
+    """A verdict on the page: a sign beside the colour, for grey print and for readers who see no colour."""
+
+    sign: str
+    text: str
+    style: str
+
+
+IN_PART = "in part"
+LOOKS = {
+    claims.REPRODUCED: Look("✓", "reproduced", "good"),
+    claims.NOT_REPRODUCED: Look("✗", "not reproduced", "bad"),
+    claims.NOT_TESTABLE: Look("?", "not testable", "open"),
+    claims.NOT_JUDGED: Look("–", "not judged at this tier", "open"),
+    IN_PART: Look("◐", "reproduced in part", "part"),
+}
+
+TITLES = {
+    "linear_comparison": "Linear networks",
+    "schedule_comparison": "Static and scheduled skip strength",
+    "timing": "Prediction time",
+    "sensitivity": "How the guesses fit",
+} | {f"{ACCURACY_VS_T}{name}": f"Accuracy against t, {title}" for name, title in figures.TITLES.items()}
+
+INFERRED, ASSUMED = "inferred", "assumed"
+ASSUMPTIONS = (
+    ("Meaning of t", "a block gives (1 − t) F(x) + t skip(x)", INFERRED,
+     "Published accuracy of ResNet34 collapses at t = 1 and is unstable near t = 0; the formula on the authors' slide, "
+     "read literally, has the weights the other way round."),
+    ("Optimizer of the linear networks", "{linear}", INFERRED,
+     "Matches the perceptron's published curve at noise level (rms 0.0005); learning rate 0.001 with momentum 0.9 fits "
+     "as well (0.0006)."),
+    ("Batch size, inputs, perceptron", "batch {batch_size}, pixels in [0, 1], no bias", INFERRED,
+     "From the same fit: batch 128, Adam or normalized inputs miss by 0.0014 to 0.02, a bias by 0.0015. Batch 64 also "
+     "fits the published time of 104.91 µs an image."),
+    ("Optimizer of the ResNets", "{resnet}", INFERRED,
+     "By the fit to the published curve of ResNet34; how the alternatives fit is shown below."),
+    ("ResNets for 28 × 28", "usual ResNet18 and 34, first convolution for one channel, no resizing", INFERRED,
+     "At t = 1 only the strided 1 × 1 projections are left, which see one corner of the image; that fits the published "
+     "collapse."),
+    ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
+     "Affine networks stay far below the published 0.98682; with its max-pool the network gets there."),
+    ("t of the linear and the static arms", "{t}", ASSUMED, "Not published."),
+    ("Shape of the schedules", "{schedule}", ASSUMED, "Published are the start (0.9, 0.5) and the end (0)."),
+    ("Width, kernel, padding and skips of the shallow networks", "{shallow}", ASSUMED, "Not published."),
+    ("First and last epoch of the figures over t", "epochs 1 and 2", INFERRED, "The paper trains 2 epochs there."),
+)  # fmt: skip
+
+
+def build(results: str | Path) -> Path:
+    """Write report.html and provenance.json under `results` (results/<tier>); gives the page's path.
+
+    Verdicts are read from verdicts.csv, and judged and written first where it is not there. Needs only tables, so
+    a tier without some experiments or without a GPU gets its page too. Raises ConfigError where nothing ran.
+    """
+    results = Path(results)
+    tables = {path.stem: statistics.read(path) for path in sorted((results / "tables").glob("*.csv"))}
+    if not tables:
+        raise ConfigError(f"results: {results} has no tables; run `snakemake reproduce` first")
+    if not (results / "verdicts.csv").is_file():
+        statistics.write(claims.judge(results, published=_published(results)), results / "verdicts.csv")
+    verdicts = statistics.read(results / "verdicts.csv")
+    provenance = _provenance(results, tables)
+    (results / "provenance.json").write_text(json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html").render(
+        css=(TEMPLATES / "report.css").read_text(),
+        **_page(results, tables, verdicts, provenance),
+    )
+    path = results / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _page(
+    results: Path, tables: dict[str, pd.DataFrame], verdicts: pd.DataFrame, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    tier = provenance["tier"]
+    shown = [name for name in SHOWN if (results / "figures" / f"{name}.svg").is_file()]
+    absent = [TITLES[name] for name in SHOWN if name not in shown]
+    counts = verdicts["verdict"].value_counts()
+    return {
+        "tier": tier,
+        "about_tier": TIERS.get(tier, ""),
+        "stamp": statistics.stamp(pd.concat(tables.values())),
+        "trials": provenance["trials"],
+        "sections": [
+            ("verdicts", "Verdicts"),
+            *([("paradox", "Accurate or collapsible")] if "linear_comparison" in tables else []),
+            ("figures", "Figures"),
+            ("timing", "Prediction time"),
+            ("certificates", "Certificates"),
+            ("assumptions", "Assumptions"),
+            ("checks", "Every check"),
+            ("provenance", "Provenance"),
+        ],
+        "claims_file": _relative(root() / "config" / "claims.yaml", results),
+        "tally": [{"look": LOOKS[name], "count": int(counts.get(name, 0))} for name in claims.VERDICTS],
+        "claims": [_claim(claim, verdicts, results) for claim in claims.load()],
+        "paradox": _paradox(tables, results) if "linear_comparison" in tables else None,
+        "figures": [_figure(name, tables, results) for name in shown],
+        "absent": ", ".join(absent),
+        "timing": _timing(tables["timing"], results) if "timing" in tables else None,
+        "certificates": _certificates(tables["certificates"], results) if "certificates" in tables else None,
+        "assumptions": _assumptions(tables),
+        "sensitivity": _sensitivity(tables["sensitivity"], results) if "sensitivity" in tables else None,
+        "provenance": list(_flat(provenance)),
+        "provenance_links": _links(results, {"provenance.json": "provenance.json", "records": "trials.jsonl.gz"}),
+        "files": [{"href": href, "sha256": digest} for href, digest in checksums(results).items()],
+    }
+
+
+# What every part needs: numbers, links, checksums.
+
+
+def number(value: Any) -> str:
+    """A share or a small number: 4 decimals, or 2 digits with an exponent below 0.001."""
+    if value is None or pd.isna(value):
+        return "–"
+    if abs(value) < 0.001:
+        return f"{value:.1e}" if value else "0"
+    return f"{value:.4f}" if value % 1 or abs(value) < 2 else f"{value:g}"
+
+
+def microseconds(value: float) -> str:
+    """A time to about 3 digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def percent(share: float) -> str:
+    """A share in %, with enough digits near 1."""
+    return f"{100 * share:.{2 if share > 0.99 else 1}f} %".replace("-", "−")
+
+
+def _links(results: Path, wanted: dict[str, str]) -> list[dict[str, str]]:
+    """Links, relative to the page, to those files that are there."""
+    return [{"text": text, "href": href} for text, href in wanted.items() if (results / href).is_file()]
+
+
+def _experiment_links(results: Path, name: str) -> list[dict[str, str]]:
+    trained = (results / "tables" / f"{name}_trials.csv").is_file()
+    return _links(
+        results,
+        {
+            "means (CSV)" if trained else "table (CSV)": f"tables/{name}.csv",
+            "every trial (CSV)": f"tables/{name}_trials.csv",
+            "executed notebook": f"notebooks/{name}.ipynb",
+            "PNG": f"figures/{name}.png",
+            "published points": _relative(_published(results) / f"{name}.csv", results),
+        },
+    )
+
+
+def checksums(results: str | Path) -> dict[str, str]:
+    """SHA-256 of every file behind the page, by its path relative to it: tables, figures, verdicts, published
+    points, and SOURCES."""
+    results = Path(results)
+    files = [results / "verdicts.csv", *sorted((results / "tables").glob("*.csv"))]
+    files += [path for path in sorted((results / "figures").glob("*")) if path.suffix in (".svg", ".png")]
+    found = {path.relative_to(results).as_posix(): path for path in files}
+    files = [*sorted(_published(results).glob("*.csv")), *(root() / name for name in SOURCES)]
+    found |= {_relative(path, results): path for path in files}
+    return {href: sha256(path) for href, path in found.items()}
+
+
+def _relative(path: Path, results: Path) -> str:
+    return Path(os.path.relpath(path, results)).as_posix()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# The parts of the page.
+
+
+def _claim(claim: dict[str, Any], verdicts: pd.DataFrame, results: Path) -> dict[str, Any]:
+    rows = {row["id"]: row for row in verdicts.to_dict("records")}
+    checks = [_check(check, rows[check["id"]], results) for check in claim["checks"] if check["id"] in rows]
+    overall, detail = summary([rows[check["id"]]["verdict"] for check in claim["checks"] if check["id"] in rows])
+    judged = [check for check in checks if check["look"] in (LOOKS[claims.REPRODUCED], LOOKS[claims.NOT_REPRODUCED])]
+    claim = {"comment": "", **claim}
+    return {**claim, "checks": checks, "head": [*judged, *checks][0], "look": LOOKS[overall], "detail": detail}
+
+
+def summary(verdicts: list[str]) -> tuple[str, str]:
+    """The verdict on a claim from those on its checks, and how many checks say so."""
+    judged = [verdict for verdict in verdicts if verdict in (claims.REPRODUCED, claims.NOT_REPRODUCED)]
+    good = judged.count(claims.REPRODUCED)
+    if not judged:
+        return (claims.NOT_JUDGED if claims.NOT_JUDGED in verdicts else claims.NOT_TESTABLE), ""
+    overall = claims.REPRODUCED if good == len(judged) else claims.NOT_REPRODUCED if not good else IN_PART
+    left = len(verdicts) - len(judged)
+    detail = f"{good} of {len(judged)} judged checks" + (f"; {left} not judged" if left else "")
+    return overall, detail
+
+
+def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[str, Any]:
+    between = "" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
+    if between and row["interval"] == claims.QUARTILES:
+        between += " (quartiles)"
+    wanted = {"table": row["table"], "notebook": row["notebook"]}
+    return {
+        "id": row["id"],
+        "quantity": row["quantity"],
+        "source": row["source"],
+        "published": row["published"],
+        "limit": "–" if "not_testable" in check else claims.limit(check),
+        "ours": number(row["ours"]),
+        "between": between,
+        "n": "–" if pd.isna(row["n"]) else int(row["n"]),
+        "look": LOOKS[row["verdict"]],
+        "remark": "" if pd.isna(row["remark"]) else row["remark"],
+        "links": _links(results, {text: href for text, href in wanted.items() if isinstance(href, str)}),
+    }
+
+
+def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
+    """The networks side by side: published accuracy, ours, affine residual, whether they collapse."""
+    means, published = tables["linear_comparison"], statistics.published("linear_comparison", _published(results))
+    certificates = tables.get("certificates", pd.DataFrame(columns=["arm", "residual", "affine"]))
+    best = number(tables["ceiling"]["val_accuracy"].max()) if "ceiling" in tables else None
+    rows = []
+    for arm in ("resnet34_linear_maxpool", "resnet34_linear_avgpool", "cnn3", "perceptron"):
+        ours = means[(means["arm"] == arm) & (means["split"] == "val")]
+        if ours.empty:
+            continue
+        last = ours.loc[ours["epoch"].idxmax()]
+        theirs = published[(published["arm"] == arm) & (published["epoch"] == published["epoch"].max())]["mean"]
+        shown = certificates[certificates["arm"] == arm]
+        rows.append(
+            (
+                figures.LOOKS[arm].label,
+                number(theirs.iloc[0]) if len(theirs) else "–",
+                f"{number(last['mean'])} (epoch {last['epoch']})",
+                int(last["n"]),
+                number(shown["residual"].max()) if len(shown) else "–",
+                ("yes" if shown["affine"].all() else "no") if len(shown) else "–",
+            )
+        )
+    if best:
+        rows.append(("Best affine classifier found (logistic regression)", "–", best, "–", "0", "is one layer"))
+    theirs = published[published["arm"] == "resnet34_linear_maxpool"]
+    wanted = ("linear_comparison", "certificates", "ceiling")
+    return {
+        "published": number(theirs.loc[theirs["epoch"].idxmax(), "mean"]),
+        "ceiling": best,
+        "data": ", ".join(sorted(tables["ceiling"]["data"].unique())) if best else "",
+        "rows": rows,
+        "caption": f"Validation accuracy after the last epoch; tier {means['tier'].iloc[0]}, {_protocol(tables)}",
+        "links": _links(results, {f"{name}.csv": f"tables/{name}.csv" for name in wanted}),
+    }
+
+
+def _protocol(tables: dict[str, pd.DataFrame]) -> str:
+    """On how many training images the linear networks learned, where these were not all."""
+    trials = tables.get("linear_comparison_trials")
+    if trials is None:
+        return "see its trials"
+    counts = trials.groupby("arm")["train_images"].first().dropna()
+    data = ", ".join(sorted(trials["data"].unique()))
+    if counts.empty:
+        return f"{data}, all training images"
+    fewer = ", ".join(f"{arm}: {int(count)}" for arm, count in counts.items())
+    return f"{data}; only so many training images for {fewer}"
+
+
+def _figure(name: str, tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
+    svg = (results / "figures" / f"{name}.svg").read_text()
+    width, height = (
+        round(float(x) * 4 / 3) for x in re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()
+    )
+    return {
+        "name": name,
+        "title": TITLES[name],
+        "caption": caption(name),
+        "alt": _alt(name, tables.get(name)),
+        "source": "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(),
+        "width": width,
+        "height": height,
+        "links": _experiment_links(results, name),
+    }
+
+
+def caption(name: str) -> str:
+    """The caption of an experiment's figure, the same as in Snakemake's report."""
+    kind, _, model = name.partition("_vs_t_")
+    path = root() / "workflow" / "report" / (f"{kind}_vs_t.rst" if model else f"{name}.rst")
+    wildcards = SimpleNamespace(model=figures.TITLES.get(model, model))
+    return jinja2.Template(path.read_text()).render(snakemake=SimpleNamespace(wildcards=wildcards)).strip()
+
+
+def _alt(name: str, table: pd.DataFrame | None) -> str:
+    """What the figure shows, for those who do not see it."""
+    if table is None or "mean" not in table:
+        return f"{TITLES[name]}; the numbers are in the tables of this page."
+    last = table[(table["split"] == "val") & (table["epoch"] == table["epoch"].max())]
+    if name.startswith(ACCURACY_VS_T):
+        best, worst = last.loc[last["mean"].idxmax()], last.loc[last["mean"].idxmin()]
+        return (
+            f"Accuracy against t. After the last epoch the validation accuracy is highest at t = {best['t']:g} "
+            f"({best['mean']:.4f}) and lowest at t = {worst['t']:g} ({worst['mean']:.4f})."
+        )
+    ends = ", ".join(f"{row.arm} {row.mean:.4f}" for row in last.itertuples(index=False))
+    return f"Validation accuracy per epoch. After epoch {last['epoch'].max()}: {ends}."
+
+
+def _timing(table: pd.DataFrame, results: Path) -> dict[str, Any]:
+    ways = list(dict.fromkeys(zip(table["runtime"], table["measure"], strict=True)))
+    batches = sorted(table["batch"].unique(), key=lambda batch: (batch != 64, batch))
+    difference = table.get("max_difference", pd.Series(dtype=float)).max()
+    return {
+        "on_cpu": table["device"].str.startswith("CPU").all(),
+        "device": table["device"].iloc[0],
+        "difference": None if pd.isna(difference) else number(difference),
+        "tables": [_timing_table(table[table["batch"] == batch], batch, ways) for batch in batches],
+        "links": _experiment_links(results, "timing"),
+    }
+
+
+def _timing_table(table: pd.DataFrame, batch: int, ways: list[tuple[str, str]]) -> dict[str, Any]:
+    heads = ["Network"]
+    for runtime, measure in ways:
+        heads += [f"{runtime}, {figures.UNITS.get(measure, measure)}", "saves"]
+    rows = []
+    for (network, variant), group in table.groupby(["network", "variant"], sort=False):
+        cells = [figures.timing_label(network, variant)]
+        for runtime, measure in ways:
+            way = (table["runtime"] == runtime) & (table["measure"] == measure)
+            ours = group[way.loc[group.index]]
+            base = table[way & (table["network"] == network) & (table["variant"] == "skips")]
+            if ours.empty:
+                cells += ["–", "–"]
+                continue
+            time = ours.iloc[0]
+            cells.append(
+                f"{microseconds(time['median_us'])} ({microseconds(time['q1_us'])}–{microseconds(time['q3_us'])})"
+            )
+            alone = base.empty or variant == "skips"
+            cells.append("–" if alone else percent(1 - time["median_us"] / base.iloc[0]["median_us"]))
+        rows.append(cells)
+    text = f"Batch {batch}" + (", as published" if batch == 64 else "")
+    return {"batch": batch, "caption": text, "heads": heads, "rows": rows}
+
+
+def _certificates(table: pd.DataFrame, results: Path) -> dict[str, Any]:
+    rows = []
+    for arm, group in table.groupby("arm", sort=False):
+        rows.append(
+            (
+                figures.TITLES.get(arm, arm),
+                len(group),
+                "yes" if group["affine"].all() else "refused",
+                number(group["residual"].max()),
+                number(group["max_error"].max()),
+                number(group["max_error_float32"].max()),
+                number(group["equal_argmax"].min()),
+            )
+        )
+    refused = table.dropna(subset=["refused"]).drop_duplicates("arm")
+    return {
+        "rows": rows,
+        "refusals": [
+            f"{figures.TITLES.get(row.arm, row.arm)}: collapse refuses it, {row.refused}"
+            for row in refused.itertuples()
+        ],
+        "links": _links(
+            results,
+            {"certificates.csv": "tables/certificates.csv", "notebook": "notebooks/linear_comparison.ipynb"},
+        ),
+    }
+
+
+def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
+    ordered = table.sort_values(["assumption", "figure", "rmse"], kind="stable")
+    rows = [
+        (
+            row.assumption,
+            f"{row.alternative}{' (in use)' if row.chosen else ''}",
+            TITLES.get(row.figure, row.figure),
+            number(row.rmse),
+            row.trials,
+            "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
+        )
+        for row in ordered.itertuples()
+    ]
+    text = "rms distance of accuracies from the published points; the best option of each assumption comes first"
+    return {"rows": rows, "caption": text, "links": _experiment_links(results, "sensitivity")}
+
+
+def _assumptions(tables: dict[str, pd.DataFrame]) -> list[dict[str, str]]:
+    """ASSUMPTIONS with what the trials of these results really used."""
+    trials = [table for name, table in tables.items() if name.endswith("_trials")]
+    rows = pd.concat(trials) if trials else pd.DataFrame(columns=["network", "optimizer", "arm"])
+    resnet = rows["network"].astype(str).str.startswith("resnet")
+    shallow = rows["network"].isin(["cnn3", "shallow_linear", "shallow_leaky_relu"])
+    fixed = rows[rows.get("experiment", "").isin(["linear_comparison", "schedule_comparison"])] if trials else rows
+    used = {
+        "linear": _distinct(rows[~resnet], "optimizer"),
+        "resnet": _distinct(rows[resnet], "optimizer"),
+        "batch_size": _distinct(rows, "batch_size"),
+        "t": _distinct(fixed[(fixed["network"] != "perceptron") & (fixed.get("schedule") == "static")], "t_start"),
+        "schedule": _distinct(rows[rows.get("schedule") != "static"], "schedule") if trials else "–",
+        "shallow": "; otherwise ".join(filter(None, [_distinct(rows[shallow], "options"), _shallow_defaults()])),
+    }
+    return [
+        {"open": open_, "used": text.format(**{k: v or "–" for k, v in used.items()}), "standing": standing, "why": why}
+        for open_, text, standing, why in ASSUMPTIONS
+    ]
+
+
+def _shallow_defaults() -> str:
+    """What the shallow networks are where the configuration says nothing."""
+    own = ("width", "kernel", "padding", "stride", "hidden", "skips", "bias")
+    defaults = inspect.signature(networks.skip_cnn).parameters
+    return " ".join(f"{name}={defaults[name].default}" for name in own)
+
+
+def _distinct(rows: pd.DataFrame, column: str) -> str:
+    if column not in rows:
+        return ""
+    return "; ".join(
+        f"{value:g}" if isinstance(value, float) else str(value) for value in rows[column].dropna().unique()
+    )
+
+
+# Where it all came from.
+
+
+def _published(results: Path) -> Path:
+    """The published tables: beside the tier's folder, else those of the repository."""
+    folder = results.parent / "published"
+    return folder if folder.is_dir() else root() / "results" / "published"
+
+
+def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """What the page, its tables and its records came from, as plain JSON values."""
+    stamps = statistics.stamp(pd.concat(tables.values()))
+    found: dict[str, Any] = {"tier": stamps["tier"] or results.name, "trials": 0, "seconds_of_training": 0.0}
+    archive = results / "trials.jsonl.gz"
+    records = []
+    if archive.is_file():
+        records = [json.loads(line) for line in gzip.decompress(archive.read_bytes()).decode().splitlines()]
+    found["trials"] = len(records) or len(set().union(*_digests(tables)))
+    found["seconds_of_training"] = round(sum(epoch["seconds"] for record in records for epoch in record["epochs"]), 1)
+    found["precision"] = _join(record["trial"]["precision"] for record in records)
+    for key in dict.fromkeys(key for record in records for key in record["provenance"]):
+        values = [record["provenance"].get(key) for record in records]
+        if key == "data_md5":
+            found[key] = {name: md5 for value in values for name, md5 in (value or {}).items()}
+        else:
+            found[key] = _join(values)
+    for key in ("device", "torch", "cuda", "commit", "date"):
+        found.setdefault(key, stamps[key])
+    if "timing" in tables:
+        found["timed_on"] = _join(tables["timing"]["device"])
+    found["report_built_at_commit"] = commit()
+    for name in ("requirements/lock.txt", "config/config.yaml", f"config/{found['tier']}.yaml"):
+        path = root() / name
+        found[f"sha256 of {name}"] = sha256(path) if path.is_file() else "no such file"
+    return found
+
+
+def _digests(tables: dict[str, pd.DataFrame]) -> Iterable[set[str]]:
+    return (set(table["digest"]) for name, table in tables.items() if name.endswith("_trials"))
+
+
+def _join(values: Iterable[Any]) -> str:
+    """Distinct values that are there, sorted, as one text."""
+    return "; ".join(sorted({str(value) for value in values if value is not None and not pd.isna(value)}))
+
+
+def _flat(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for key, value in provenance.items():
+        if isinstance(value, dict):
+            yield from (
+                (f"md5 of {name}" if key == "data_md5" else f"{key} {name}", text) for name, text in value.items()
+            )
+        elif value not in ("", None):
+            yield key.replace("_", " "), str(value)

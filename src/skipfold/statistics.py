@@ -1,0 +1,218 @@
+"""Records of trials as tables: one row a trial and epoch, then means with bootstrap intervals."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from skipfold.config import root
+from skipfold.errors import StoreError
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 0
+"""Of the bootstrap; fixed, so that a table can be computed again digit for digit."""
+
+STAMP = ("tier", "device", "torch", "cuda", "commit", "date")
+"""Columns that say what a row came from; every table carries them. `date` is that of the (last) trial."""
+
+DESCRIPTION = (
+    "data",
+    "train_images",
+    "val_images",
+    "epochs",
+    "batch_size",
+    "precision",
+    "optimizer",
+    "options",
+)
+MEASURED = (
+    "epoch",
+    "t",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "seconds",
+)
+FINAL = (
+    "skips_removed_val_accuracy",
+    "skips_removed_max_difference",
+    "collapsed_val_accuracy",
+    "collapsed_equal_argmax",
+    "collapsed_max_difference",
+    "certificate_residual",
+    "certificate_max_error",
+    "certificate_max_error_float32",
+    "affine_residual",
+    "refused",
+)
+"""Measures of the trained network; they stand in the row of a trial's last epoch and are empty in the others."""
+
+KEYS = ("experiment", "arm", "network", "t", "split", "epoch")
+SPLITS = {
+    "train": "train_accuracy",
+    "val": "val_accuracy",
+    "val_skips_removed": "skips_removed_val_accuracy",
+    "val_collapsed": "collapsed_val_accuracy",
+}
+"""What `split` means in an aggregated table, by the column of the tidy one."""
+
+PUBLISHED_ARMS = {
+    "linearized_resnet34": "resnet34_linear_maxpool",
+    "linear_cnn3": "cnn3",
+}
+"""Names in the published table of the linear networks, where ours differ."""
+
+
+def tidy(records: Iterable[dict[str, Any]], tier: str = "") -> pd.DataFrame:
+    """One row a trial and epoch, sorted by experiment, starting t, arm, index and epoch.
+
+    Columns: experiment, arm, network, index, schedule, t_start, digest; DESCRIPTION (train_images and val_images
+    are empty where all were used); MEASURED (t is the skip strength of that epoch, losses are mean cross-entropy
+    in nats, accuracies shares in [0, 1], seconds wall-clock); FINAL; STAMP. Raises StoreError on a record that
+    lacks a part.
+    """
+    rows = []
+    for record in records:
+        try:
+            shared = _shared(record, tier)
+            final = _final(record)
+            for epoch in record["epochs"]:
+                row = {**shared, **{key: epoch[key] for key in MEASURED}}
+                rows.append(row | (final if epoch is record["epochs"][-1] else {}))
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"record {record.get('digest', '(without digest)')}: part {error} is missing; "
+                "remove the record, the trial runs again"
+            ) from error
+    names = ("experiment", "arm", "network", "index", "schedule", "t_start")
+    columns = [*names, *MEASURED, *FINAL, *DESCRIPTION, "digest", *STAMP]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.astype({"train_images": "Int64", "val_images": "Int64"})
+    return frame.sort_values(["experiment", "t_start", "arm", "index", "epoch"], ignore_index=True)
+
+
+def _shared(record: dict[str, Any], tier: str) -> dict[str, Any]:
+    trial, provenance = record["trial"], record["provenance"]
+    optimizer = trial["optimizer"]
+    return {
+        **{key: trial[key] for key in ("experiment", "arm", "network", "index", "schedule")},
+        **{key: trial[key] for key in DESCRIPTION if key not in ("optimizer", "options")},
+        "optimizer": " ".join([optimizer["name"], *(f"{k}={v:g}" for k, v in optimizer.items() if k != "name")]),
+        "options": " ".join(f"{k}={v}" for k, v in sorted(trial["options"].items())),
+        "t_start": trial["t"],
+        "digest": record["digest"],
+        "tier": tier,
+        **{key: provenance[key] for key in STAMP if key != "tier"},
+    }
+
+
+def _final(record: dict[str, Any]) -> dict[str, Any]:
+    final = record.get("final") or {}
+    certificate = {f"certificate_{key}": value for key, value in (final.get("certificate") or {}).items()}
+    return {key: value for key, value in {**final, **certificate}.items() if key in FINAL}
+
+
+def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy over trials with its 95 % bootstrap interval, from a tidy frame.
+
+    Columns: KEYS (split is one of SPLITS), mean, low, high (shares in [0, 1]; low and high are empty where n is 1),
+    n (trials), STAMP. Rows keep the order of `frame`.
+    """
+    parts = []
+    for split, column in SPLITS.items():
+        part = frame[frame[column].notna()]
+        parts.append(part.assign(split=split, value=part[column].astype(float)))
+    long = pd.concat(parts)
+    rows = []
+    for key, group in long.groupby(list(KEYS), sort=False):
+        values = group["value"].to_numpy()
+        low, high = interval(values[:, None])
+        found = {"mean": values.mean(), "low": low, "high": high, "n": len(values)}
+        rows.append(dict(zip(KEYS, key, strict=True)) | found | stamp(group))
+    return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "n", *STAMP])
+
+
+def interval(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval, over trials, of a statistic of mean values.
+
+    `values` is [trials, points]; `statistic` maps means [..., points] to [...]. Trials are resampled whole, with a
+    fixed seed. Not a number where there is only one trial.
+    """
+    if len(values) < 2:
+        return np.nan, np.nan
+
+    def of_trials(trials: np.ndarray, axis: int) -> np.ndarray:
+        return statistic(values[np.moveaxis(trials, axis, -1)].mean(axis=-2))
+
+    found = stats.bootstrap(
+        (np.arange(len(values)),),
+        of_trials,
+        n_resamples=RESAMPLES,
+        batch=1000,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def certificates(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a trained network that is affine, or is published as such, from a tidy frame.
+
+    Columns: experiment, arm, network, index, t, affine (whether it collapsed), residual, max_error and
+    max_error_float32 (of logits, see `collapse.Certificate`), equal_argmax (share of validation images),
+    max_difference (of validation logits), val_accuracy, collapsed_val_accuracy, refused (why it did not collapse),
+    data, epochs, train_images, val_images, digest, STAMP.
+    """
+    rows = frame[frame["certificate_residual"].notna() | frame["affine_residual"].notna()]
+    out = rows[["experiment", "arm", "network", "index", "t"]].copy()
+    out["affine"] = rows["certificate_residual"].notna()
+    out["residual"] = rows["certificate_residual"].astype(float).fillna(rows["affine_residual"].astype(float))
+    out["max_error"] = rows["certificate_max_error"]
+    out["max_error_float32"] = rows["certificate_max_error_float32"]
+    out["equal_argmax"] = rows["collapsed_equal_argmax"]
+    out["max_difference"] = rows["collapsed_max_difference"]
+    kept = ["val_accuracy", "collapsed_val_accuracy", "refused", "data", "epochs", "train_images", "val_images"]
+    return out.join(rows[[*kept, "digest", *STAMP]]).reset_index(drop=True)
+
+
+def stamp(frame: pd.DataFrame) -> dict[str, str]:
+    """The STAMP of all rows of `frame` as one: distinct values joined by "; ", the latest date."""
+    joined = {key: "; ".join(sorted(frame[key].dropna().astype(str).unique())) if key in frame else "" for key in STAMP}
+    joined["date"] = joined["date"].split("; ")[-1]
+    return joined
+
+
+def published(experiment: str, folder: str | Path | None = None) -> pd.DataFrame:
+    """The published points of `experiment` in the columns of `aggregate`: arm, t, split, epoch, mean.
+
+    `folder` None takes results/published.
+    Epochs "first" and "last" of the published tables are 1 and 2, as that protocol has two. t is empty where the
+    paper gives none.
+    """
+    folder = Path(folder or root() / "results" / "published")
+    frame = read(folder / f"{experiment}.csv").rename(
+        columns={"model": "arm", "val_accuracy": "mean", "accuracy": "mean"}
+    )
+    if "arm" in frame:
+        return frame.assign(arm=frame["arm"].replace(PUBLISHED_ARMS), t=np.nan, split="val")
+    return frame.assign(
+        arm="t=" + frame["t"].astype(str), epoch=frame["epoch"].map({"first": 1, "last": 2}).astype(int)
+    )
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as CSV, without an index."""
+    frame.to_csv(path, index=False)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Read a table as `write` wrote it, to the last digit."""
+    return pd.read_csv(path, dtype={"cuda": str, "commit": str})

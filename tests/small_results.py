@@ -1,0 +1,54 @@
+"""The results of a very small tier, made by the real engine on the digits, for the tests of report and verify."""
+
+import torch
+
+from skipfold import claims, config, data, experiments, figures, report, statistics
+from skipfold.store import Store
+from skipfold.sweep import run
+
+
+def settings():
+    """Smoke, with two experiments of linear networks only."""
+    held = config.load("smoke", {"trials": 2, "train_images": 64, "val_images": 40})
+    held["experiments"] = {
+        "linear_comparison": {"epochs": 2, "t": 0.5, "arms": ["cnn3", "perceptron"]},
+        "accuracy_vs_t_cnn3": {"epochs": 2, "t": [0.0, 0.5, 1.0]},
+    }
+    held["sensitivity"] = {**held["sensitivity"], "assumptions": []}
+    return held
+
+
+def make(folder):
+    """Train, and write tables, figures, records, verdicts and the page under `folder`, named smoke; gives it."""
+    for name in ("tables", "figures", "notebooks"):
+        (folder / name).mkdir(parents=True)
+    store, held = Store(folder.parent / "trials"), settings()
+    images = data.load("digits")
+    for name in held["experiments"]:
+        wanted = experiments.trials(held, name)
+        records = run(
+            wanted, store, lambda trial: images.first(trial.train_images, trial.val_images), torch.device("cpu")
+        )
+        trials = statistics.tidy(records, "smoke")
+        table = statistics.aggregate(trials)
+        statistics.write(trials, folder / "tables" / f"{name}_trials.csv")
+        statistics.write(table, folder / "tables" / f"{name}.csv")
+        draw = figures.linear_comparison if name == "linear_comparison" else figures.accuracy_vs_t
+        figures.save(draw(table, statistics.published(name)), folder / "figures" / name)
+        (folder / "notebooks" / f"{name}.ipynb").write_text("{}")
+        if name == "linear_comparison":
+            statistics.write(statistics.certificates(trials), folder / "tables" / "certificates.csv")
+    store.pack(folder / "trials.jsonl.gz")
+    statistics.write(claims.judge(folder), folder / "verdicts.csv")
+    report.build(folder)
+    return folder
+
+
+_MADE = []
+
+
+def shared(tmp_path_factory):
+    """The results, made once for all test modules; copy them before changing anything."""
+    if not _MADE:
+        _MADE.append(make(tmp_path_factory.mktemp("results") / "smoke"))
+    return _MADE[0]

@@ -1,0 +1,225 @@
+"""Claims: their published values recomputed from the published tables, and verdicts on tables made for it."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from skipfold import claims, statistics
+from skipfold.config import root
+from skipfold.errors import ConfigError
+
+CHECKS = {check["id"]: check for claim in claims.load() for check in claim["checks"]}
+TRAINED = ("linear_comparison", "schedule_comparison", "accuracy_vs_t_resnet34", "accuracy_vs_t_resnet18",
+           "accuracy_vs_t_cnn3", "accuracy_vs_t_shallow_linear", "accuracy_vs_t_shallow_leaky_relu")  # fmt: skip
+
+
+def trials(experiment, count=5, spread=1e-5, **changed):
+    """A tidy table in which `count` trials lie around the published curve, symmetrically."""
+    points = statistics.published(experiment)
+    points = points[points["split"] == "val"]
+    frames = []
+    for index in range(count):
+        frame = points.rename(columns={"mean": "val_accuracy"}).drop(columns="split")
+        frame = frame.assign(
+            val_accuracy=frame["val_accuracy"] + spread * (index - (count - 1) / 2),
+            t_start=frame["t"].fillna(0.5), index=index, experiment=experiment, network="any", data="mnist",
+            epochs=int(frame["epoch"].max()), train_images=np.nan, val_images=np.nan,
+            digest=frame["arm"] + f"/{index}", device="GPU", torch="2", tier="paper", date="2026-01-01",
+        )  # fmt: skip
+        frames.append(frame)
+    frame = pd.concat(frames).assign(**changed)
+    frame["skips_removed_val_accuracy"] = frame["val_accuracy"].where(frame["arm"].str.startswith("scheduled"))
+    return frame
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A tier in which everything came out as published."""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for experiment in TRAINED:
+        statistics.write(trials(experiment), tables / f"{experiment}_trials.csv")
+    return tmp_path
+
+
+def verdict(results, name):
+    return claims.judge(results, [{"id": "any", "checks": [CHECKS[name]]}]).iloc[0]
+
+
+def test_published_curves_themselves_are_reproduced(results):
+    found = claims.judge(results)
+    found = found[found["experiment"].isin(TRAINED) & (found["table"] != "tables/certificates.csv")]
+    found = found[found["id"] != "linearized_both"]  # not in the published table: its network is ours
+    assert set(found["verdict"]) == {claims.REPRODUCED}, found[["id", "verdict", "remark"]]
+    assert (found["n"] == 5).all() and (found["interval"] == claims.BOOTSTRAP).all()
+
+
+def test_published_values_are_those_of_the_published_tables(results):
+    """Every published number of a curve in claims.yaml, recomputed to its printed digits."""
+    found = claims.judge(results)
+    found = found[found["experiment"].isin(TRAINED) & found["ours"].notna()]
+    checked = 0
+    for row in found.itertuples():
+        published = CHECKS[row.id]["published"]
+        assert row.ours == pytest.approx(published, abs=6e-6), row.id
+        checked += published != 0
+    assert checked == 16
+
+
+def test_difference_by_hand(results):
+    expected = 0.98682 - 0.90762
+    row = verdict(results, "linearized_above_perceptron")
+    assert row["ours"] == pytest.approx(expected) and row["low"] == pytest.approx(expected)
+
+
+def test_other_results_are_not_reproduced(results):
+    frame = trials("linear_comparison")
+    frame["val_accuracy"] -= 0.01
+    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    row = verdict(results, "linearized_accuracy")
+    assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.97682)
+    assert verdict(results, "linearized_above_perceptron")["verdict"] == claims.REPRODUCED
+    assert verdict(results, "perceptron_curve")["ours"] == pytest.approx(0.01)
+
+
+def test_an_interval_across_the_limit_is_said(results):
+    frame = trials("linear_comparison", spread=0.002)
+    frame["val_accuracy"] += 0.0029
+    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    row = verdict(results, "perceptron_accuracy")
+    assert row["verdict"] == claims.REPRODUCED and "crosses the limit" in row["remark"]
+    assert row["low"] < 0.91062 - 0.0001 < row["high"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"data": "digits"}, "digits instead of mnist"),
+        ({"train_images": 2048}, "not all images"),
+        ({"val_images": 1000}, "not all images"),
+        ({"epochs": 2}, "2 instead of 10 epochs"),
+        ({"count": 4}, "4 trials instead of 5"),
+    ],
+)
+def test_another_protocol_is_not_judged(results, changed, reason):
+    statistics.write(trials("linear_comparison", **changed), results / "tables" / "linear_comparison_trials.csv")
+    row = verdict(results, "perceptron_accuracy")
+    assert row["verdict"] == claims.NOT_JUDGED and reason in row["remark"] and math.isnan(row["ours"])
+
+
+def test_arms_are_judged_one_by_one(results):
+    frame = trials("linear_comparison")
+    frame.loc[frame["arm"] == "resnet34_linear_maxpool", "train_images"] = 2048
+    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    assert verdict(results, "linearized_accuracy")["verdict"] == claims.NOT_JUDGED
+    assert verdict(results, "perceptron_accuracy")["verdict"] == claims.REPRODUCED
+
+
+def test_a_missing_value_of_t_is_named(results):
+    frame = trials("accuracy_vs_t_resnet34")
+    statistics.write(frame[frame["t"] != 0.7], results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    row = verdict(results, "resnet34_plateau")
+    assert row["verdict"] == claims.NOT_JUDGED and "t = 0.7 did not run" in row["remark"]
+
+
+def test_a_coarse_grid_is_enough(results):
+    frame = trials("accuracy_vs_t_cnn3")
+    frame = frame[np.isclose(frame["t"] * 10 % 1, 0) | np.isclose(frame["t"] * 10 % 1, 1)]
+    assert frame["t"].nunique() == 11
+    statistics.write(frame, results / "tables" / "accuracy_vs_t_cnn3_trials.csv")
+    row = verdict(results, "cnn3_vs_t_curve")
+    assert row["verdict"] == claims.REPRODUCED and row["remark"] == "11 published points"
+
+
+def certificate(arm, **values):
+    return {"experiment": "linear_comparison", "arm": arm, "data": "mnist", "epochs": 10, "train_images": None,
+            "val_images": None, "device": "GPU", "refused": None, "residual": 1e-15, "max_error": 1e-12,
+            "equal_argmax": 1.0} | values  # fmt: skip
+
+
+def test_certificates(results):
+    rows = [certificate("cnn3", digest=f"c{i}", max_error=i * 1e-9) for i in range(5)]
+    rows += [certificate("resnet34_linear_maxpool", digest=f"m{i}", residual=0.9, max_error=None, equal_argmax=None,
+                         refused="not affine (residual 9.0e-01): maxpool: MaxPool2d is not affine")
+             for i in range(5)]  # fmt: skip
+    rows += [certificate("resnet34_linear_avgpool", digest="a", max_error=1.0)]
+    statistics.write(pd.DataFrame(rows), results / "tables" / "certificates.csv")
+    row = verdict(results, "collapse_exact")
+    assert row["verdict"] == claims.REPRODUCED and row["ours"] == 4e-9 and row["n"] == 5
+    assert "resnet34_linear_avgpool: 1 trial instead of 5" in row["remark"]
+    row = verdict(results, "linearized_collapses")
+    assert row["verdict"] == claims.NOT_REPRODUCED and "maxpool: MaxPool2d is not affine" in row["remark"]
+
+
+def timing(device="GPU"):
+    shared = {"network": "resnet18", "runtime": "eager", "batch": 64, "measure": "host", "device": device}
+    return pd.DataFrame(
+        [
+            shared | {"variant": "skips", "median_us": 100, "q1_us": 98, "q3_us": 104},
+            shared | {"variant": "skips_removed", "median_us": 70, "q1_us": 69, "q3_us": 72},
+            shared | {"variant": "skips_removed", "median_us": 10, "q1_us": 9, "q3_us": 11, "batch": 1},
+        ]
+    )
+
+
+def test_saving_by_hand(results):
+    statistics.write(timing(), results / "tables" / "timing.csv")
+    row = verdict(results, "skip_removal_saves_resnet18")
+    assert row["verdict"] == claims.REPRODUCED and row["ours"] == pytest.approx(0.30)
+    assert (row["low"], row["high"]) == pytest.approx((1 - 72 / 98, 1 - 69 / 104))
+    assert verdict(results, "skip_removal_saves_resnet34")["verdict"] == claims.NOT_JUDGED
+
+
+def test_times_of_a_cpu_are_not_judged(results):
+    statistics.write(timing("CPU (any, 2 threads)"), results / "tables" / "timing.csv")
+    row = verdict(results, "skip_removal_saves_resnet18")
+    assert row["verdict"] == claims.NOT_JUDGED and "CPU" in row["remark"]
+
+
+def test_ceiling(results):
+    rows = [{"data": "mnist", "val_accuracy": value, "device": "GPU"} for value in (0.9231, 0.9274)]
+    statistics.write(pd.DataFrame(rows), results / "tables" / "ceiling.csv")
+    row = verdict(results, "linearized_ceiling")
+    assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == 0.9274
+
+
+def test_an_empty_tier_has_no_verdicts(tmp_path):
+    found = claims.judge(tmp_path)
+    assert set(found["verdict"]) == {claims.NOT_JUDGED, claims.NOT_TESTABLE} and len(found) == len(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("relation", "published", "inside", "outside"),
+    [
+        ("within", 0.5, (0.4, 0.6), (0.39, 0.61)),
+        ("at_least", 0.5, (0.4, 2.0), (0.39,)),
+        ("at_most", 0.5, (-1.0, 0.6), (0.61,)),
+        ("between", [0.2, 0.5], (0.1, 0.6), (0.09, 0.61)),
+    ],
+)
+def test_relations(relation, published, inside, outside):
+    holds = claims.relation({"relation": relation, "published": published, "tolerance": 0.1})
+    assert all(map(holds, inside)) and not any(map(holds, outside))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda check: check.pop("tolerance"), "tolerance"),
+        (lambda check: check.update(relation="near"), "near"),
+        (lambda check: check.update(colour="red"), "colour"),
+        (lambda check: check.update(id="collapse_same_predictions"), "given twice"),
+    ],
+)
+def test_a_claim_that_does_not_fit_is_refused(tmp_path, change, text):
+    content = yaml.safe_load((root() / "config" / "claims.yaml").read_text())
+    content = json.loads(json.dumps(content))
+    change(content["claims"][0]["checks"][0])
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=text):
+        claims.load(path)

@@ -1,0 +1,101 @@
+"""Figures hold every point of their tables, the published ones, and the stamp; files are the same each time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skipfold import figures, statistics
+
+STAMP = {"tier": "quick", "device": "CPU (any)", "torch": "2.11.0", "cuda": None, "commit": "abc", "date": "2026-01-01"}
+
+
+def table(experiment, epochs=None, shift=0.0):
+    """The published points as if they were ours, of 3 trials."""
+    frame = statistics.published(experiment)
+    frame = frame.assign(
+        mean=frame["mean"] - shift, low=frame["mean"] - shift - 0.001, high=frame["mean"] - shift + 0.001, n=3,
+        network="resnet34", experiment=experiment, **STAMP,
+    )  # fmt: skip
+    return frame if epochs is None else frame[frame["epoch"] <= epochs]
+
+
+def texts(figure):
+    found = [text.get_text() for axes in figure.axes for text in (axes.title, axes.xaxis.label, *axes.texts)]
+    found += [text.get_text() for legend in figure.legends for text in (legend.get_title(), *legend.get_texts())]
+    return " | ".join([*found, figure.get_supxlabel()])
+
+
+def drawn(axes):
+    """Every point of the lines of `axes`, as a set of (x, y)."""
+    points = np.vstack([line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 2])
+    return {tuple(point) for point in points.round(6)}
+
+
+def test_accuracy_vs_t_draws_ours_and_the_published_points():
+    ours, published = table("accuracy_vs_t_resnet18", shift=0.01), statistics.published("accuracy_vs_t_resnet18")
+    figure = figures.accuracy_vs_t(ours, published)
+    (axes,) = figure.axes
+    for frame in (ours, published):
+        assert {(round(t, 6), round(y, 6)) for t, y in zip(frame["t"], frame["mean"], strict=True)} <= drawn(axes)
+
+
+def test_a_wide_curve_has_a_panel_for_its_plateau():
+    assert len(figures.accuracy_vs_t(table("accuracy_vs_t_resnet34")).axes) == 2
+    assert len(figures.accuracy_vs_t(table("accuracy_vs_t_cnn3")).axes) == 1
+
+
+def test_the_stamp_is_on_the_figure():
+    figure = figures.linear_comparison(table("linear_comparison"), ceiling=0.9274)
+    foot = figure.get_supxlabel()
+    for part in ("3 trials", "tier quick", "CPU (any)", "torch 2.11.0", "2026-01-01"):
+        assert part in foot
+    assert "0.9274" in texts(figure)
+    other = figures.linear_comparison(table("linear_comparison"), stamp=STAMP | {"device": "GPU"})
+    assert "GPU" in other.get_supxlabel()
+
+
+def test_removed_skips_are_marked():
+    ours = table("schedule_comparison")
+    removed = ours[(ours["epoch"] == 10) & (ours["arm"] != "static")].assign(split="val_skips_removed")
+    with_crosses = figures.schedule_comparison(pd.concat([ours, removed]))
+    assert "skips removed" in texts(with_crosses)
+    assert sum(line.get_marker() == "x" for line in with_crosses.axes[0].lines) == 2
+    assert "skips removed" not in texts(figures.schedule_comparison(ours))
+
+
+def test_one_trial_has_no_bars():
+    ours = table("linear_comparison").assign(low=np.nan, high=np.nan, n=1)
+    figure = figures.linear_comparison(ours)
+    assert not figure.axes[0].collections and "1 trial a point" in figure.get_supxlabel()
+
+
+def test_timing_shows_every_row():
+    rows = [
+        {"network": network, "variant": variant, "runtime": "eager", "batch": batch, "measure": "host",
+         "median_us": 10.0, "q1_us": 9.0, "q3_us": 11.0, **STAMP}
+        for network in ("resnet18", "resnet34") for variant in ("skips", "skips_removed") for batch in (1, 64, 256)
+    ]  # fmt: skip
+    figure = figures.timing(pd.DataFrame(rows))
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == ["batch 1", "batch 64", "batch 256"]
+    assert [label.get_text() for label in shown[0].get_yticklabels()] == [
+        "ResNet18: skips with t", "ResNet18: skips removed", "ResNet34: skips with t", "ResNet34: skips removed",
+    ]  # fmt: skip
+
+
+def test_sensitivity_names_the_option_in_use():
+    rows = [("padding", "1", True, 0.002), ("padding", "0", False, 0.05)]
+    frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse"]).assign(trials=1, n=51, **STAMP)
+    figure = figures.sensitivity(frame)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["1 (in use)", "0"]
+    assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([0.2, 5.0])
+    assert "1 trial a point" in figure.get_supxlabel()
+
+
+def test_files_are_the_same_each_time(tmp_path):
+    ours = table("linear_comparison")
+    files = [figures.save(figures.linear_comparison(ours), tmp_path / name) for name in ("t=0.5", "again")]
+    assert [path.name for path in files[0]] == ["t=0.5.svg", "t=0.5.png"]
+    for first, second in zip(*files, strict=True):
+        assert first.read_bytes() == second.read_bytes()

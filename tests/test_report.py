@@ -1,0 +1,203 @@
+"""The page: valid enough, self-contained, linked, and true to its tables; also where results are partial."""
+
+import base64
+import html.parser
+import shutil
+from urllib.parse import unquote, urlsplit
+
+import pandas as pd
+import pytest
+from small_results import shared
+
+from skipfold import claims, figures, report, statistics
+from skipfold.errors import ConfigError
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+STAMP = {"tier": "smoke", "device": "CPU (any, 1 threads)", "torch": "2", "date": "2026-01-01"}
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, balanced; texts; ids."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.ids, self.texts = [], [], [], []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> where another is open"
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def read(folder):
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return shared(tmp_path_factory)
+
+
+@pytest.fixture
+def results(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "smoke")
+
+
+def test_every_link_resolves_and_none_leaves(made):
+    page = read(made)
+    links = [attrs["href"] for attrs in page.all("a")]
+    assert len(links) > 30
+    for link in links:
+        parts = urlsplit(link)
+        assert not parts.scheme and not parts.netloc, link
+        assert (made / unquote(parts.path)).is_file() if parts.path else parts.fragment in page.ids, link
+
+
+def test_nothing_is_fetched(made):
+    page = read(made)
+    assert not {"script", "link", "iframe", "object", "source"} & {tag for tag, _ in page.elements}
+    assert all(attrs["src"].startswith("data:image/svg+xml;base64,") for attrs in page.all("img"))
+    text = (made / "report.html").read_text()
+    assert "@import" not in text and "url(" not in text
+
+
+def test_figures_are_whole_and_described(made):
+    images = read(made).all("img")
+    assert len(images) == 2
+    for image, name in zip(images, ("linear_comparison", "accuracy_vs_t_cnn3"), strict=True):
+        held = base64.b64decode(image["src"].split(",")[1])
+        assert held == (made / "figures" / f"{name}.svg").read_bytes()
+        assert len(image["alt"]) > 40
+    last = statistics.read(made / "tables" / "linear_comparison.csv")
+    last = last[(last["split"] == "val") & (last["epoch"] == 2) & (last["arm"] == "cnn3")]["mean"].iloc[0]
+    assert f"cnn3 {last:.4f}" in images[0]["alt"]
+
+
+def test_ids_are_unique_and_tables_are_labelled(made):
+    page = read(made)
+    assert len(set(page.ids)) == len(page.ids)
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert all("scope" in attrs for attrs in page.all("th"))
+
+
+def test_every_check_is_on_the_page_with_its_verdict(made):
+    page = read(made)
+    verdicts = statistics.read(made / "verdicts.csv")
+    assert set(verdicts["id"]) <= set(page.ids)
+    for verdict, count in verdicts["verdict"].value_counts().items():
+        assert f"{count} {report.LOOKS[verdict].sign} {verdict}" in page.text
+
+
+def test_the_stamp_and_the_absent_are_named(made):
+    page = read(made)
+    for part in ("tier smoke", "say nothing about the paper", "10 trials"):
+        assert part in page.text, part
+    assert "Prediction was not timed" in page.text
+    assert "Not among these results: Static and scheduled skip strength" in page.text
+
+
+def test_numbers_come_from_the_tables(results):
+    table = statistics.read(results / "tables" / "linear_comparison.csv")
+    table.loc[table["arm"] == "perceptron", "mean"] = 0.12345
+    statistics.write(table, results / "tables" / "linear_comparison.csv")
+    report.build(results)
+    assert "0.1235 (epoch 2)" in read(results).text
+
+
+def test_verdicts_are_shown_with_interval_and_overall(results):
+    verdicts = statistics.read(results / "verdicts.csv").astype({"remark": object, "interval": object})
+    rows = verdicts["claim"] == "linear_networks"
+    verdicts.loc[rows, ["verdict", "ours", "low", "high", "n", "interval"]] = [
+        claims.NOT_REPRODUCED, 0.91, 0.905, 0.9151, 5, claims.BOOTSTRAP,
+    ]  # fmt: skip
+    verdicts.loc[verdicts["id"] == "cnn3_accuracy", "verdict"] = claims.REPRODUCED
+    statistics.write(verdicts, results / "verdicts.csv")
+    report.build(results)
+    text = read(results).text
+    assert "0.9100 0.9050 to 0.9151" in text and "reproduced in part 1 of 4 judged checks" in text
+
+
+def timings():
+    rows = [("resnet18", "skips", 100.0), ("resnet18", "skips_removed", 70.0), ("perceptron", "perceptron", 2.0)]
+    frame = pd.DataFrame(rows, columns=["network", "variant", "median_us"])
+    return frame.assign(runtime="eager", batch=64, measure="host", max_difference=1e-6, **STAMP,
+                        q1_us=frame["median_us"] - 1, q3_us=frame["median_us"] + 1)  # fmt: skip
+
+
+def test_times_of_a_cpu_are_said_to_be_so(results):
+    statistics.write(timings(), results / "tables" / "timing.csv")
+    figures.save(figures.timing(timings()), results / "figures" / "timing")
+    report.build(results)
+    text = read(results).text
+    assert "Timed on a CPU" in text and "ResNet18: skips removed 70.0 (69.0–71.0) 30.0 %" in text
+    statistics.write(timings().assign(device="GPU"), results / "tables" / "timing.csv")
+    report.build(results)
+    assert "Timed on a CPU" not in read(results).text
+
+
+def test_sensitivity_is_shown(results):
+    rows = [("networks.cnn3", "defaults", True, 0.002, ""), ("networks.cnn3", "padding=0", False, 0.05, "cnn3_curve")]
+    frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "verdicts_flipped"])
+    statistics.write(
+        frame.assign(figure="accuracy_vs_t_cnn3", n=3, trials=1, **STAMP), results / "tables" / "sensitivity.csv"
+    )
+    report.build(results)
+    text = read(results).text
+    assert "defaults (in use)" in text and "0.0500 1 cnn3_curve" in text
+
+
+def test_texts_are_escaped(results):
+    verdicts = statistics.read(results / "verdicts.csv")
+    verdicts["remark"] = "<script>alert(1)</script> & more"
+    statistics.write(verdicts, results / "verdicts.csv")
+    report.build(results)
+    assert not read(results).all("script")
+
+
+def test_without_tables_there_is_no_page(tmp_path):
+    with pytest.raises(ConfigError, match="no tables"):
+        report.build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "overall", "detail"),
+    [
+        ([claims.REPRODUCED] * 2, claims.REPRODUCED, "2 of 2 judged checks"),
+        ([claims.NOT_REPRODUCED, claims.NOT_JUDGED], claims.NOT_REPRODUCED, "0 of 1 judged checks; 1 not judged"),
+        ([claims.REPRODUCED, claims.NOT_REPRODUCED], report.IN_PART, "1 of 2 judged checks"),
+        ([claims.NOT_JUDGED, claims.NOT_TESTABLE], claims.NOT_JUDGED, ""),
+        ([claims.NOT_TESTABLE], claims.NOT_TESTABLE, ""),
+    ],
+)
+def test_verdict_on_a_claim(verdicts, overall, detail):
+    assert report.summary(verdicts) == (overall, detail)
+
+
+@pytest.mark.parametrize("name", report.SHOWN)
+def test_captions_are_filled_in_and_short(name):
+    text = report.caption(name)
+    assert "{" not in text and 1 <= text.count(". ") + 1 <= 4
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1.0, "1.0000"), (0.98682, "0.9868"), (1e-5, "1.0e-05"), (104.91, "104.9100"), (None, "–")],
+)
+def test_numbers(value, text):
+    assert report.number(value) == text

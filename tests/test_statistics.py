@@ -1,0 +1,138 @@
+"""Tables from records: hand-computed means, scipy's bootstrap directly, and what a stamp keeps."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from skipfold import statistics
+from skipfold.errors import StoreError
+
+
+def record(index=0, arm="cnn3", t=0.5, accuracies=(0.8, 0.9), **final):
+    """A record as the store gives it, with two epochs."""
+    return {
+        "digest": f"{arm}-{t}-{index}",
+        "trial": {
+            "experiment": "linear_comparison", "arm": arm, "index": index, "network": "cnn3", "schedule": "static",
+            "t": t, "data": "mnist", "train_images": None, "val_images": 100, "epochs": 2, "batch_size": 64,
+            "precision": "tf32", "options": {"width": 8}, "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.0},
+        },
+        "epochs": [
+            {"epoch": epoch, "t": t, "train_loss": 1.0, "train_accuracy": value - 0.1, "val_loss": 0.5,
+             "val_accuracy": value, "seconds": 1.5}
+            for epoch, value in enumerate(accuracies, start=1)
+        ],
+        "final": final,
+        "provenance": {"device": f"device {index % 2}", "torch": "2.11.0", "cuda": None, "commit": "abc",
+                       "date": f"2026-01-0{index + 1}", "data_md5": {}},
+    }  # fmt: skip
+
+
+def test_tidy_has_a_row_a_trial_and_epoch_with_final_measures_in_the_last():
+    certificate = {"affine": True, "residual": 1e-15, "max_error": 1e-12, "max_error_float32": 1e-6}
+    frame = statistics.tidy([record(certificate=certificate, collapsed_val_accuracy=0.9)], tier="quick")
+    assert list(frame["epoch"]) == [1, 2]
+    assert frame["collapsed_val_accuracy"].isna().tolist() == [True, False]
+    assert frame["certificate_residual"].iloc[1] == 1e-15
+    assert frame["optimizer"].iloc[0] == "sgd lr=0.01 momentum=0"
+    assert frame["train_images"].isna().all() and (frame["val_images"] == 100).all()
+    assert (frame["tier"] == "quick").all()
+
+
+def test_tidy_does_not_depend_on_the_order_of_records():
+    records = [record(index, t=t) for t in (0.1, 0.02, 1.0) for index in range(3)]
+    assert statistics.tidy(records).equals(statistics.tidy(records[::-1]))
+
+
+def test_tidy_names_the_record_that_lacks_a_part():
+    broken = copy.deepcopy(record())
+    del broken["epochs"][0]["val_loss"]
+    with pytest.raises(StoreError, match=r"cnn3-0\.5-0.*val_loss"):
+        statistics.tidy([broken])
+
+
+def test_means_by_hand():
+    frame = statistics.tidy([record(i, accuracies=(0.5, value)) for i, value in enumerate((0.90, 0.92, 0.97))])
+    table = statistics.aggregate(frame)
+    row = table[(table["split"] == "val") & (table["epoch"] == 2)].iloc[0]
+    assert row["mean"] == pytest.approx((0.90 + 0.92 + 0.97) / 3) and row["n"] == 3
+    row = table[(table["split"] == "train") & (table["epoch"] == 2)].iloc[0]
+    assert row["mean"] == pytest.approx((0.80 + 0.82 + 0.87) / 3)
+    assert row["device"] == "device 0; device 1" and row["date"] == "2026-01-03"
+
+
+def test_interval_is_that_of_scipy():
+    values = np.array([0.90, 0.92, 0.97, 0.91, 0.95])
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=9999, batch=1000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert statistics.interval(values[:, None]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_interval_of_a_curve_resamples_whole_trials():
+    level = np.array([0.0, 0.1, 0.2, 0.3])
+    curve = np.column_stack([level, 1 - level])
+    assert statistics.interval(curve, lambda means: means.sum(axis=-1)) == pytest.approx((1, 1))
+    low, high = statistics.interval(curve, lambda means: means[..., 0])
+    assert low < 0.1 and high > 0.2
+
+
+def test_one_trial_has_no_interval():
+    table = statistics.aggregate(statistics.tidy([record()]))
+    assert table[["low", "high"]].isna().all(axis=None) and (table["n"] == 1).all()
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    frame = statistics.aggregate(statistics.tidy([record(i, accuracies=(0.1, 0.1 + i / 3)) for i in range(3)]))
+    statistics.write(frame, tmp_path / "table.csv")
+    again = statistics.read(tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(again[["t", "epoch", "mean", "low", "high", "n"]],
+                                  frame[["t", "epoch", "mean", "low", "high", "n"]], check_exact=True)  # fmt: skip
+
+
+def test_certificates_hold_the_collapsed_and_the_refused():
+    certificate = {"affine": True, "residual": 1e-15, "max_error": 1e-12, "max_error_float32": 1e-6}
+    table = statistics.certificates(
+        statistics.tidy(
+            [
+                record(arm="cnn3", certificate=certificate, collapsed_equal_argmax=1.0),
+                record(arm="resnet34_linear_maxpool", affine_residual=0.9, refused="maxpool: not affine"),
+                record(arm="resnet34"),
+            ]
+        )
+    )
+    assert table[["arm", "affine", "residual"]].to_numpy().tolist() == [
+        ["cnn3", True, 1e-15],
+        ["resnet34_linear_maxpool", False, 0.9],
+    ]
+    assert table["refused"].iloc[1] == "maxpool: not affine"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arm", "epoch", "split", "value"),
+    [
+        ("linear_comparison", "resnet34_linear_maxpool", 10, "val", 0.98682),
+        ("linear_comparison", "cnn3", 1, "val", 0.90064),
+        ("linear_comparison", "perceptron", 10, "val", 0.90762),
+        ("schedule_comparison", "scheduled_from_0.5", 10, "val", 0.98606),
+        ("accuracy_vs_t_resnet34", "t=1.0", 2, "val", 0.40126),
+        ("accuracy_vs_t_resnet34", "t=0.995", 1, "val", 0.96328),
+        ("accuracy_vs_t_resnet18", "t=0.98", 2, "train", 0.97600),
+    ],
+)
+def test_published_points(experiment, arm, epoch, split, value):
+    points = statistics.published(experiment)
+    found = points[(points["arm"] == arm) & (points["epoch"] == epoch) & (points["split"] == split)]
+    assert found["mean"].tolist() == [value]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "count"),
+    [("accuracy_vs_t_resnet34", 54), ("accuracy_vs_t_resnet18", 50), ("accuracy_vs_t_cnn3", 51),
+     ("accuracy_vs_t_shallow_linear", 51), ("accuracy_vs_t_shallow_leaky_relu", 51)],
+)  # fmt: skip
+def test_published_grids(experiment, count):
+    assert statistics.published(experiment)["t"].nunique() == count
