@@ -77,7 +77,8 @@ def main() -> None:
     device = resolve_device(arguments.device)
     trial = Trial("benchmark", "engine", 0, arguments.network, precision=arguments.precision)
     dataset = load("mnist", arguments.data).to(device)
-    print(f"{arguments.network}, batch {trial.batch_size}, {trial.precision}, {device_name(device)}, torch {torch.__version__}")
+    where = f"{device_name(device)}, torch {torch.__version__}"
+    print(f"{arguments.network}, batch {trial.batch_size}, {trial.precision}, {where}")
     times: dict[str, float] = {}
 
     def note(way: str, seconds: float) -> None:

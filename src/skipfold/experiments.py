@@ -1,9 +1,11 @@
 """Which trials each figure of the paper needs, from a tier's configuration."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from skipfold.errors import ConfigError
+from skipfold.keys import get, put
 from skipfold.trial import Optimizer, Trial
 
 ACCURACY_VS_T = "accuracy_vs_t_"
@@ -19,41 +21,97 @@ TRAINED = (
 """Experiments that train networks, in the report's order."""
 
 
+SENSITIVITY = "sensitivity"
+
+KINDS = {name: ACCURACY_VS_T.rstrip("_") if name.startswith(ACCURACY_VS_T) else name for name in TRAINED}
+"""The notebook, and the function of `figures`, that shows each experiment."""
+
+
+def names(config: Mapping[str, Any]) -> list[str]:
+    """Every experiment of the tier that trains networks."""
+    return [*config["experiments"], *([SENSITIVITY] if config[SENSITIVITY]["assumptions"] else [])]
+
+
 def trials(config: Mapping[str, Any], experiment: str) -> list[Trial]:
     """Every trial of `experiment`, arm by arm; raises ConfigError where the tier does not have it."""
-    if experiment not in config["experiments"]:
-        raise ConfigError(
-            f"experiment: {experiment!r} is not in this tier; allowed are {', '.join(config['experiments'])}"
-        )
-    wanted = config["experiments"][experiment]
+    if experiment == SENSITIVITY:
+        return list(dict.fromkeys(trial for option in options(config) for trial in option.trials))
+    wanted = config["experiments"].get(experiment)
+    if wanted is None:
+        allowed = ", ".join([*config["experiments"], SENSITIVITY])
+        raise ConfigError(f"experiment: {experiment!r} is not in this tier; allowed are {allowed}")
     if experiment == "linear_comparison":
         arms = [_linear_arm(config, wanted, network) for network in wanted["arms"]]
     elif experiment == "schedule_comparison":
         arms = _schedule_arms(config, wanted)
     else:
         arms = _accuracy_vs_t_arms(config, wanted, experiment.removeprefix(ACCURACY_VS_T))
-    return [
-        Trial(experiment=experiment, index=index, **_protocol(config, wanted), **arm)
-        for arm in arms
-        for index in range(wanted.get("trials", config["trials"]))
-    ]
+    return [trial for arm in arms for trial in _arm(config, wanted, experiment, arm)]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One value of one assumption, and the trials that score it.
+
+    `assumption` is a dotted key of the configuration, `value` what it holds, `chosen` whether the tier uses it,
+    `figure` the experiment whose published points it is compared with.
+    """
+
+    assumption: str
+    value: Any
+    chosen: bool
+    figure: str
+    trials: tuple[Trial, ...]
+
+
+def options(config: Mapping[str, Any]) -> list[Option]:
+    """Every option of every assumption of the tier, the chosen one first.
+
+    The trials of a chosen one are the figure's own; those of an alternative differ in the assumption alone. Raises
+    ConfigError where an assumption names a key, a figure or an arm that the tier does not have, or a bad value.
+    """
+    found = []
+    for assumption in config[SENSITIVITY]["assumptions"]:
+        key = assumption["key"]
+        chosen = get(config, key)
+        for value in [chosen, *(other for other in assumption["alternatives"] if other != chosen)]:
+            scored = _scored(put(config, key, value), config[SENSITIVITY], assumption)
+            found.append(Option(key, value, value == chosen, assumption["figure"], scored))
+    return found
+
+
+def _scored(config: Mapping[str, Any], limits: Mapping[str, Any], assumption: Mapping[str, Any]) -> tuple[Trial, ...]:
+    """The first trials of the assumption's figure, at the arms or the values of t that score it."""
+    figure, arms = assumption["figure"], assumption.get("arms")
+    wanted = config["experiments"].get(figure, {})
+    if figure.startswith(ACCURACY_VS_T) and wanted:
+        config = put(config, f"experiments.{figure}", {**wanted, "t": limits["t"]})
+    found = trials(config, figure)
+    known = dict.fromkeys(trial.arm for trial in found)
+    for arm in arms or []:
+        if arm not in known:
+            raise ConfigError(f"{SENSITIVITY}: {figure} has no arm {arm!r}; allowed are {', '.join(known)}")
+    return tuple(trial for trial in found if trial.index < limits["trials"] and (arms is None or trial.arm in arms))
 
 
 def t_values(spec: Mapping[str, Any] | list[float]) -> list[float]:
     """A list as it is, or 0 to `stop` by `step` with `extra` values, sorted."""
     if isinstance(spec, list):
-        return spec
+        return [float(t) for t in spec]
     count = round(spec["stop"] / spec["step"])
     return sorted({round(i * spec["step"], 6) for i in range(count + 1)} | set(spec.get("extra", [])))
 
 
-def _protocol(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What every arm of an experiment shares; an experiment's own keys come before the tier's."""
-    shared = {
-        key: wanted.get(key, config[key])
-        for key in ("data", "train_images", "val_images", "batch_size", "precision")
+def _arm(config: Mapping[str, Any], wanted: Mapping[str, Any], experiment: str, arm: Mapping[str, Any]) -> list[Trial]:
+    """The trials of one arm; its own keys come before the experiment's, and those before the tier's."""
+    wanted = {**wanted, **wanted.get("per_arm", {}).get(arm["arm"], {})}
+    protocol = {
+        key: wanted.get(key, config[key]) for key in ("data", "train_images", "val_images", "batch_size", "precision")
     }
-    return {**shared, "epochs": wanted["epochs"]}
+    return [
+        Trial(experiment=experiment, index=index, epochs=wanted["epochs"], **protocol, **arm)
+        for index in range(wanted.get("trials", config["trials"]))
+    ]
 
 
 def _network(config: Mapping[str, Any], network: str) -> dict[str, Any]:
@@ -67,21 +125,19 @@ def _network(config: Mapping[str, Any], network: str) -> dict[str, Any]:
 
 
 def _linear_arm(config: Mapping[str, Any], wanted: Mapping[str, Any], network: str) -> dict[str, Any]:
-    t = 0.0 if network == "perceptron" else wanted["t"]
+    t = 0.0 if network == "perceptron" else float(wanted["t"])
     return {"arm": network, "t": t, **_network(config, network)}
 
 
 def _schedule_arms(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     network = _network(config, wanted["network"])
-    static = {"arm": "static", "schedule": "static", "t": wanted["static_t"], **network}
+    static = {"arm": "static", "schedule": "static", "t": float(wanted["static_t"]), **network}
     scheduled = [
         {"arm": f"scheduled_from_{start}", "schedule": wanted["shape"], "t": start, **network}
-        for start in wanted["starts"]
+        for start in map(float, wanted["starts"])
     ]
     return [static, *scheduled]
 
 
-def _accuracy_vs_t_arms(
-    config: Mapping[str, Any], wanted: Mapping[str, Any], network: str
-) -> list[dict[str, Any]]:
+def _accuracy_vs_t_arms(config: Mapping[str, Any], wanted: Mapping[str, Any], network: str) -> list[dict[str, Any]]:
     return [{"arm": f"t={t}", "t": t, **_network(config, network)} for t in t_values(wanted["t"])]

@@ -1,0 +1,60 @@
+# Table of contents: configuration, stages, targets. Run `snakemake reproduce`, or `snakemake quote` to ask first.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/trials.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    reproduce,
+    figures,
+    tables,
+    report,
+
+
+rule reproduce:
+    default_target: True
+    input:
+        rules.build_report.output,
+        rules.pack_records.output,
+
+
+rule figures:
+    input:
+        FIGURES,
+
+
+rule tables:
+    input:
+        TABLES,
+
+
+rule report:
+    input:
+        rules.build_report.output,
+
+
+onstart:
+    print(NOTE, flush=True)
+    check_before_training(workflow)
+
+
+onsuccess:
+    print(NOTE, flush=True)
+
+
+onerror:
+    print("Finished trials are stored; the same command goes on from there.", flush=True)

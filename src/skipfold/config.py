@@ -1,0 +1,159 @@
+"""A tier's configuration: config/config.yaml, config/<tier>.yaml and the caller's own keys, checked as one."""
+
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from skipfold.errors import ConfigError
+from skipfold.keys import merge, put
+
+# torch takes seconds to import, and who only asks for root() does not need it: the functions that do import it.
+
+Config = dict[str, Any]
+
+TIERS = ("smoke", "quick", "paper")
+"""From the cheapest to the published protocol."""
+
+NUMBERS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+}
+TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+def root() -> Path:
+    """The repository's root: the nearest folder, at or above the current one, with config/config.yaml.
+
+    Raises ConfigError where there is none.
+    """
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "config" / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"{Path.cwd()}: not in a checkout of skipfold (no config/config.yaml here or above)")
+
+
+def load(tier: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The checked configuration of `tier` (None: as config.yaml says), with `overrides` laid over it key by key.
+
+    Raises ConfigError, before anything is run, on what cannot be run: see workflow/schemas/config.schema.yaml.
+    """
+    overrides = dict(overrides or {})
+    common = _read(root() / "config" / "config.yaml")
+    tier, _ = resolve_tier(tier or overrides.pop("tier", None) or common["tier"])
+    merged = merge(common, _read(root() / "config" / f"{tier}.yaml"))
+    merged = merge(merged, overrides) | {"tier": tier}
+    _check(merged)
+    return merged
+
+
+def resolve_tier(name: str) -> tuple[str, str]:
+    """The tier that `name` (a tier or auto) means here, and a sentence that says which, why and how to get the next.
+
+    Raises ConfigError on an unknown name.
+    """
+    if name not in (*TIERS, "auto"):
+        raise ConfigError(f"tier: {name!r} given; {', '.join(TIERS)} or auto is allowed")
+    import torch
+
+    cuda = torch.cuda.is_available()
+    tier = name if name != "auto" else "paper" if cuda else "smoke"
+    because = (
+        f"tier: auto was asked for and {'a' if cuda else 'no'} CUDA device is there" if name == "auto" else "asked for"
+    )
+    if tier == TIERS[-1]:
+        following = "it is the largest; a smaller one: make reproduce TIER=quick"
+    else:
+        larger = TIERS[TIERS.index(tier) + 1]
+        following = f"for the next larger one: make reproduce TIER={larger}"
+    return tier, f"tier {tier} ({because}); {following}"
+
+
+def folder(config: Mapping[str, Any], key: str = "results") -> Path:
+    """The folder that `config` names with `key`; relative ones start at the repository's root."""
+    return root() / config[key]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+@functools.cache
+def _validator(place: Path) -> jsonschema.Draft202012Validator:
+    draft = jsonschema.Draft202012Validator
+    # JSON Schema takes 2.0 for a whole number; range() does not.
+    types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    schema = _read(place / "workflow" / "schemas" / "config.schema.yaml")
+    return jsonschema.validators.extend(draft, type_checker=types)(schema)
+
+
+def _check(config: Config) -> None:
+    """Every rule of the schema, for the alternatives as well, then what only the trials themselves can tell."""
+    from skipfold import experiments, networks
+
+    _check_schema(config)
+    for assumption in config["sensitivity"]["assumptions"]:
+        for value in assumption["alternatives"]:
+            _check_schema(put(config, assumption["key"], value))
+    trials = [trial for name in experiments.names(config) for trial in experiments.trials(config, name)]
+    built = {(trial.network, json.dumps(trial.options)): trial for trial in trials if trial.options}
+    for trial in built.values():
+        networks.build(trial.network, trial.options)
+
+
+def _check_schema(config: Config) -> None:
+    if error := jsonschema.exceptions.best_match(_validator(root()).iter_errors(config)):
+        raise ConfigError(_message(error))
+
+
+def _message(error: jsonschema.ValidationError) -> str:
+    """One line: the key, what was given, what is allowed."""
+    key = ".".join(str(part) for part in error.absolute_path)
+    schema = error.schema
+    if error.validator == "additionalProperties":
+        known = list(schema["properties"])
+        unknown = next(name for name in error.instance if name not in known)
+        close = difflib.get_close_matches(str(unknown), known, 1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        where = f"{key}." if key else ""
+        return f"config: unknown key {where}{unknown}; {meant}allowed are {', '.join(known)}"
+    if error.validator == "required":
+        return f"config: {key or 'the tier'} lacks {error.message.split(chr(39))[1]}; it must be given"
+    return f"config: {key}: {error.instance!r} given; allowed is {_allowed(schema)}"
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    if "examples" in schema:
+        return "one of " + ", ".join(map(str, schema["examples"]))
+    if "oneOf" in schema:
+        return schema.get("description", "another form").rstrip(".")
+    types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", [])
+    limits = [text.format(schema[word]) for word, text in NUMBERS.items() if word in schema]
+    if schema.get("minItems"):
+        limits.append(f"{schema['minItems']} or more long")
+    if schema.get("uniqueItems"):
+        limits.append("without repeats")
+    first = TYPES[types[0]] if types else "another value"
+    if limits:
+        first += ", " + " and ".join(limits)
+    return " or ".join([first, *(TYPES[name] for name in types[1:])])

@@ -1,0 +1,44 @@
+"""Runs a notebook through papermill, so that a failure is one line and a half-run notebook is no result."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skipfold.errors import ConfigError, SkipfoldError
+
+
+class NotebookError(SkipfoldError):
+    """A notebook failed."""
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path) -> None:
+    """Run `notebook` with `parameters` in folder `log`, then move it to `output`; a failed one stays in `log`.
+
+    Raises ConfigError on a parameter that the notebook does not have, NotebookError where it fails.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    # The kernel must be this environment's, not one that the user has at home.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    if not notebook.is_file():
+        raise ConfigError(f"notebook: {notebook} is not a file")
+    known = papermill.inspect_notebook(str(notebook))
+    for name in parameters:
+        if name not in known:
+            raise ConfigError(f"parameter: {name!r} is not one of {notebook}; allowed are {', '.join(known)}")
+    log.mkdir(parents=True, exist_ok=True)
+    running = log / output.name
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(running), dict(parameters), kernel_name="python3", progress_bar=False
+        )
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(f"{error.ename}: {error.evalue} ({notebook}; run so far: {running})") from error
+    except DeadKernelError as error:
+        raise NotebookError(f"the kernel died, out of memory perhaps ({notebook}; run so far: {running})") from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(running, output)

@@ -1,0 +1,65 @@
+"""The records of an experiment: read from the store, or trained now and stored."""
+
+from pathlib import Path
+
+import torch
+
+from skipfold import config, data, experiments, sweep
+from skipfold.errors import StoreError
+from skipfold.progress import Progress
+from skipfold.store import Record, Store
+from skipfold.training import resolve_device
+from skipfold.trial import Trial
+
+
+def prepare(settings: config.Config) -> tuple[torch.device, Store]:
+    """The device and the store, ready for use; raises DeviceError or StoreError."""
+    torch.set_num_threads(settings["threads"])
+    return resolve_device(settings["device"]), Store(config.folder(settings, "store"))
+
+
+def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1)) -> dict[Trial, Record]:
+    """The records of experiment `name`, or of its i-th of n parts where `shard` is (i, n): stored or trained now."""
+    device, store = prepare(settings)
+    first, parts = shard
+    # Every n-th, so that each part has its share of the costly arms.
+    wanted = experiments.trials(settings, name)[first - 1 :: parts]
+    found = sweep.run(
+        wanted,
+        store,
+        lambda trial: images(settings, trial),
+        device,
+        Progress(name),
+        settings["side_by_side"] or sweep.SIDE_BY_SIDE,
+    )
+    return dict(zip(wanted, found, strict=True))
+
+
+def images(settings: config.Config, trial: Trial) -> data.Dataset:
+    """The images of `trial`, on the CPU; raises DataError or ConfigError where they are not there."""
+    return data.load(trial.data, settings["data_folder"]).first(trial.train_images, trial.val_images)
+
+
+def check(settings: config.Config, device: bool = True) -> None:
+    """Raise a SkipfoldError if something is known to be missing before anything is run: folders, data, device.
+
+    `device` False leaves the device to the machine that the jobs run on.
+    """
+    if device:
+        resolve_device(settings["device"])
+    Store(config.folder(settings, "store"))
+    writable(config.folder(settings) / settings["tier"])
+    trials = (trial for name in experiments.names(settings) for trial in experiments.trials(settings, name))
+    for trial in {(trial.data, trial.train_images, trial.val_images): trial for trial in trials}.values():
+        images(settings, trial)
+
+
+def writable(folder: Path) -> None:
+    """Make `folder`; raises StoreError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"results: {folder} cannot be written ({error.strerror}); give a writable folder") from error

@@ -1,0 +1,111 @@
+"""How far each option of each unpublished choice is from the published curves, and which verdicts hang on it."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from skipfold import claims, statistics
+from skipfold.experiments import Option
+from skipfold.store import Record
+from skipfold.trial import Trial
+
+POINT = ["arm", "split", "epoch"]
+"""What a point of ours and a published one have in common."""
+
+
+def table(
+    options: Iterable[Option], records: dict[Trial, Record], published: Path, results: Path, tier: str = ""
+) -> pd.DataFrame:
+    """One row an option: its misfit to the published points of its figure.
+
+    `results` is the tier's folder with the tables of the figures. Columns: assumption (a key of the configuration),
+    alternative (the option's value, as text), chosen, figure, rmse (of accuracies in [0, 1]), n (points compared),
+    trials (a point), verdicts_flipped (ids of checks, see `flipped`), statistics.STAMP.
+    """
+    rows = []
+    for option in options:
+        ours = statistics.aggregate(statistics.tidy([records[trial] for trial in option.trials], tier))
+        if option.chosen:
+            chosen = ours
+        both = ours.merge(statistics.published(option.figure, published), on=POINT, suffixes=("", "_published"))
+        rows.append(
+            {
+                "assumption": option.assumption,
+                "alternative": text(option.value),
+                "chosen": option.chosen,
+                "figure": option.figure,
+                "rmse": ((both["mean"] - both["mean_published"]) ** 2).mean() ** 0.5,
+                "n": len(both),
+                "trials": int(ours["n"].min()),
+                "verdicts_flipped": "; ".join(flipped(option.figure, chosen, ours, results)),
+                **statistics.stamp(ours),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def text(value: Any) -> str:
+    """An option's value, short."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={held}" for key, held in value.items()) or "defaults"
+    return str(value)
+
+
+def flipped(figure: str, chosen: pd.DataFrame, other: pd.DataFrame, results: Path) -> list[str]:
+    """Ids of the checks on `figure` that would be judged otherwise with the option `other` instead of `chosen`.
+
+    Both are aggregated points of the same trials; the tier's table is moved by their difference, which is
+    interpolated over t where the table has more values of it. None where the tier has no table of the figure yet.
+    """
+    path = results / "tables" / f"{figure}_trials.csv"
+    checks = _checks(figure)
+    if not path.is_file() or not checks or chosen is other:
+        return []
+    before = claims.judge(results, checks)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tables").mkdir()
+        moved = _moved(statistics.read(path), chosen, other)
+        statistics.write(moved, Path(folder) / "tables" / path.name)
+        after = claims.judge(folder, checks)
+    judged = (before["verdict"] != claims.NOT_JUDGED) & (after["verdict"] != claims.NOT_JUDGED)
+    return list(before["id"][judged & (before["verdict"] != after["verdict"])])
+
+
+def _checks(figure: str) -> list[dict[str, Any]]:
+    """The claims, with only those of their checks that read accuracies of `figure`."""
+    kept = []
+    for claim in claims.load():
+        checks = [
+            check
+            for check in claim["checks"]
+            if check["experiment"] == figure and check["measure"]["kind"] != "certificate"
+        ]
+        if checks:
+            kept.append({**claim, "checks": checks})
+    return kept
+
+
+def _moved(trials: pd.DataFrame, chosen: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table `trials` with every accuracy moved by `other` less `chosen`."""
+    change = chosen.merge(other, on=[*POINT, "t"], suffixes=("_chosen", "_other"))
+    change["by"] = change["mean_other"] - change["mean_chosen"]
+    over_t = _over_t(trials)
+    trials = trials.copy()
+    for (split, epoch), part in change.groupby(["split", "epoch"]):
+        column, rows = statistics.SPLITS[split], trials["epoch"] == epoch
+        if over_t:
+            part = part.sort_values("t")
+            by = np.interp(trials.loc[rows, "t_start"], part["t"], part["by"])
+        else:
+            by = trials.loc[rows, "arm"].map(dict(zip(part["arm"], part["by"], strict=True))).fillna(0)
+        trials.loc[rows, column] += by
+    return trials
+
+
+def _over_t(trials: pd.DataFrame) -> bool:
+    """Whether the arms of a tidy table are values of t."""
+    return bool(trials["arm"].str.startswith("t=").all())

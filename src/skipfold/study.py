@@ -1,0 +1,212 @@
+"""What a notebook does: parameters to configuration, trials, records, tables, figure."""
+
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from skipfold import ceiling, config, data, experiments, figures, sensitivity, statistics
+from skipfold.errors import ConfigError, SkipfoldError
+from skipfold.keys import merge, nested, parse
+from skipfold.records import prepare, records, writable
+
+COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
+PARAMETERS = {
+    "linear_comparison": COMMON,
+    "schedule_comparison": COMMON,
+    "accuracy_vs_t": ("model", "t_values", *COMMON),
+    "timing": ("tier", "device", "results", "overrides"),
+    "sensitivity": ("tier", "device", "results", "overrides"),
+}
+"""The parameters of each notebook."""
+
+
+@dataclass
+class Study:
+    """An experiment's tables by name and its figure."""
+
+    name: str
+    config: config.Config
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figure: Figure | None = None
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The table that the figure shows."""
+        return self.tables[self.name]
+
+    def save(self, folder: Path) -> None:
+        """Write tables/*.csv, figures/*.svg and figures/*.png under `folder`."""
+        writable(folder)
+        for name, table in self.tables.items():
+            (folder / "tables").mkdir(exist_ok=True)
+            statistics.write(table, folder / "tables" / f"{name}.csv")
+        (folder / "figures").mkdir(exist_ok=True)
+        figures.save(self.figure, folder / "figures" / self.name)
+
+
+def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
+    """The study of `notebook` with the parameters that stand in its `namespace`; saved where `results` names a folder.
+
+    Raises ConfigError on a parameter that does not exist or has a bad value; in a notebook, as one line.
+    """
+    one_line_errors()
+    asked = parameters(notebook, namespace)
+    name, settings = configure(notebook, asked)
+    study = Study(name, settings)
+    results = asked.get("results")
+    if results:
+        writable(Path(results))
+    STUDIES[notebook](study)
+    if results:
+        study.save(Path(results))
+    return study
+
+
+def parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values among the public names of `namespace`; raises ConfigError on one that is no parameter."""
+    plain = (str, int, float, list, tuple, dict, type(None))
+    found = {name: value for name, value in namespace.items() if not name.startswith("_") and isinstance(value, plain)}
+    # IPython's own.
+    found = {name: value for name, value in found.items() if name not in ("In", "Out")}
+    allowed = PARAMETERS[notebook]
+    for name in found:
+        if name not in allowed:
+            raise ConfigError(
+                f"parameter: {name!r} is not one of notebook {notebook}; allowed are {', '.join(allowed)}"
+            )
+    return found
+
+
+def configure(notebook: str, asked: Mapping[str, Any]) -> tuple[str, config.Config]:
+    """The name of the experiment that `notebook` shows with the parameters `asked`, and its configuration."""
+    settings = config.load(asked.get("tier"))
+    name = notebook
+    if notebook == "accuracy_vs_t":
+        name = f"accuracy_vs_t_{asked.get('model')}"
+        allowed = [key.removeprefix("accuracy_vs_t_") for key in settings["experiments"] if key.startswith("accuracy")]
+        if asked.get("model") not in allowed:
+            raise ConfigError(f"model: {asked.get('model')!r} given; allowed is one of {', '.join(allowed)}")
+    own = {"trials": asked.get("trials"), "epochs": asked.get("epochs"), "t": t_list(asked.get("t_values"))}
+    overrides = _overrides(asked.get("overrides"))
+    if asked.get("device") is not None:
+        overrides = merge(overrides, {"device": asked["device"]})
+    for key, value in own.items():
+        if value is not None:
+            overrides = merge(overrides, nested(f"experiments.{name}.{key}", value))
+    return name, config.load(settings["tier"], overrides)
+
+
+def t_list(given: Any) -> list[Any] | None:
+    """A list of t from a list, one value, or a text such as "0, 0.5, 1", which is how papermill -p gives it."""
+    if isinstance(given, str):
+        given = yaml.safe_load(given if given.strip().startswith("[") else f"[{given}]")
+    if given is None or isinstance(given, list | tuple):
+        return given if given is None else list(given)
+    return [given]
+
+
+def _overrides(given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        given = parse(given.split())
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"overrides: {given!r} given; a mapping of configuration keys is allowed")
+    return dict(given or {})
+
+
+def show(figure: Figure) -> Any:
+    """`figure` as a notebook's cell shows it."""
+    from IPython.display import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return Image(buffer.getvalue())
+
+
+def one_line_errors() -> None:
+    """In a notebook, show a SkipfoldError as its one line; the cell fails all the same."""
+    if "ipykernel" not in sys.modules:
+        return
+    from IPython import get_ipython
+
+    def one_line(shell, kind, error, trace, tb_offset=None):
+        line = [f"{kind.__name__}: {error}"]
+        shell._showtraceback(kind, error, line)
+        return line
+
+    get_ipython().set_custom_exc((SkipfoldError,), one_line)
+
+
+def _published(settings: config.Config) -> Path:
+    return config.folder(settings) / "published"
+
+
+def _trained(study: Study) -> None:
+    """The tables that every experiment has: <name>_trials and <name>."""
+    found = records(study.config, study.name)
+    trials = statistics.tidy(found.values(), study.config["tier"])
+    study.tables[f"{study.name}_trials"] = trials
+    study.tables[study.name] = statistics.aggregate(trials)
+
+
+def _accuracy_vs_t(study: Study) -> None:
+    _trained(study)
+    study.figure = figures.accuracy_vs_t(study.table, statistics.published(study.name, _published(study.config)))
+
+
+def _schedule_comparison(study: Study) -> None:
+    _trained(study)
+    published = statistics.published(study.name, _published(study.config))
+    study.figure = figures.schedule_comparison(study.table, published)
+
+
+def _linear_comparison(study: Study) -> None:
+    _trained(study)
+    study.tables["certificates"] = statistics.certificates(study.tables[f"{study.name}_trials"])
+    study.tables["ceiling"] = _ceiling(study.config)
+    published = statistics.published(study.name, _published(study.config))
+    best = float(study.tables["ceiling"]["val_accuracy"].max())
+    study.figure = figures.linear_comparison(study.table, published, ceiling=best)
+
+
+def _ceiling(settings: config.Config) -> pd.DataFrame:
+    device, _ = prepare(settings)
+    images = {key: settings[key] for key in ("train_images", "val_images")}
+    dataset = data.load(settings["data"], settings["data_folder"]).first(*images.values())
+    found = ceiling.best_affine(dataset.to(device))
+    return found.assign(**images, tier=settings["tier"]).astype(dict.fromkeys(images, "Int64"))
+
+
+def _timing(study: Study) -> None:
+    # Here, because it is the only study that needs the runtimes.
+    from skipfold import timing
+
+    device, _ = prepare(study.config)
+    study.tables["timing"] = timing.measure(study.config, device)
+    study.figure = figures.timing(study.table)
+
+
+def _sensitivity(study: Study) -> None:
+    found = records(study.config, study.name)
+    tier = study.config["tier"]
+    results = config.folder(study.config)
+    options = experiments.options(study.config)
+    table = sensitivity.table(options, found, results / "published", results / tier, tier)
+    study.tables["sensitivity"] = table
+    # One assumption may be scored by several figures.
+    study.figure = figures.sensitivity(table.assign(assumption=table["assumption"] + ", by " + table["figure"]))
+
+
+STUDIES = {
+    "linear_comparison": _linear_comparison,
+    "schedule_comparison": _schedule_comparison,
+    "accuracy_vs_t": _accuracy_vs_t,
+    "timing": _timing,
+    "sensitivity": _sensitivity,
+}

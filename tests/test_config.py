@@ -1,0 +1,113 @@
+"""config: tiers, overrides, and every bad value refused in one line."""
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from skipfold import config, experiments
+from skipfold.errors import ConfigError
+from skipfold.keys import get, parse, put, render
+
+BAD = {
+    "trials=0": "trials: 0 given",
+    "trials=2.0": "trials: 2.0 given",
+    "trials=two": "a whole number",
+    "trails=3": "did you mean trials?",
+    "device=gpu": "cuda:0",
+    "train_images=0": "train_images",
+    "optimizer.linear.lr=0": "optimizer.linear.lr",
+    "optimizer.linear.nesterov=true": "unknown key optimizer.linear.nesterov",
+    "experiments.linear_comparison.epochs=0": "experiments.linear_comparison.epochs: 0 given",
+    "experiments.linear_comparison.t=-0.1": "at least 0 and at most 1",
+    "experiments.linear_comparison.t=.nan": "nan",
+    "experiments.linear_comparison.arms=[resnet50]": "resnet50",
+    "experiments.accuracy_vs_t_cnn4.epochs=2": "accuracy_vs_t_cnn3",
+    "experiments.accuracy_vs_t_cnn3.t=[0, 1.5]": "1.5 given",
+    "experiments.accuracy_vs_t_cnn3.t=[0, half]": "'half' given",
+    "experiments.accuracy_vs_t_cnn3.t=[]": "[] given",
+    "experiments.schedule_comparison.epochs=1": "cannot end at 0",
+    "experiments.schedule_comparison.shape=static": "linear, cosine, quadratic",
+    "experiments.schedule_comparison.network=cnn3": "resnet34",
+    "networks.cnn3.kernel=99": "kernel of 99",
+    "networks.cnn3.with=9": "did you mean width?",
+    "networks=3": "a mapping",
+    "sensitivity.assumptions=[{key: a.b, figure: linear_comparison, alternatives: [1]}]": "a.b",
+    "sensitivity.assumptions=[{key: trials, figure: nothing, alternatives: [1]}]": "nothing",
+    "sensitivity.assumptions=[{key: networks.cnn3, figure: linear_comparison, alternatives: [{with: 3}]}]": "width",
+    "trials": "key=value",
+}
+
+
+@pytest.mark.parametrize("pair", BAD)
+def test_bad_values_are_refused_in_one_line(pair):
+    with pytest.raises(ConfigError) as caught:
+        config.load("smoke", parse([pair]))
+    assert BAD[pair] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_tier_is_refused():
+    with pytest.raises(ConfigError, match="smoke, quick, paper or auto"):
+        config.load("huge")
+
+
+@pytest.mark.parametrize("tier", config.TIERS)
+def test_every_tier_is_valid_and_has_every_experiment(tier):
+    assert set(config.load(tier)["experiments"]) == set(experiments.TRAINED)
+
+
+@pytest.mark.parametrize(("cuda", "tier"), [(True, "paper"), (False, "smoke")])
+def test_auto_says_which_tier_why_and_how_to_get_another(monkeypatch, cuda, tier):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    found, note = config.resolve_tier("auto")
+    assert found == tier
+    assert f"tier {tier}" in note and "CUDA" in note and "TIER=quick" in note
+
+
+def test_overrides_are_laid_over_key_by_key():
+    loaded = config.load("smoke", parse(["experiments.linear_comparison.epochs=7", "trials=3"]))
+    assert loaded["trials"] == 3
+    assert loaded["experiments"]["linear_comparison"]["epochs"] == 7
+    assert loaded["experiments"]["linear_comparison"]["t"] == 0.5
+
+
+def test_rendered_overrides_are_read_back():
+    import shlex
+
+    values = {"trials": 3, "experiments": {"a b": {"t": [0.5, None]}}, "data_folder": "it's"}
+    assert parse(shlex.split(render(values))) == values
+
+
+def test_put_leaves_the_original_alone():
+    before = {"a": {"b": 1}}
+    assert put(before, "a.b", 2) == {"a": {"b": 2}}
+    assert get(before, "a.b") == 1
+
+
+def test_every_key_of_the_schema_is_described():
+    schema = yaml.safe_load((config.root() / "workflow" / "schemas" / "config.schema.yaml").read_text())
+    definitions = schema["$defs"]
+
+    def undescribed(node, path):
+        for name, child in node.get("properties", {}).items():
+            shared = definitions.get(child.get("$ref", "").removeprefix("#/$defs/"), {})
+            told = "description" in child or "description" in shared
+            # What an experiment or an arm may set for itself is described at the top.
+            if not told and name not in schema["properties"]:
+                yield f"{path}.{name}"
+            yield from undescribed(child, f"{path}.{name}")
+
+    missing = list(undescribed(schema, "config"))
+    missing += [key for name, node in definitions.items() for key in undescribed(node, name)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("model", ["resnet34", "resnet18", "cnn3", "shallow_linear", "shallow_leaky_relu"])
+def test_paper_tier_has_the_published_values_of_t(model):
+    name = f"accuracy_vs_t_{model}"
+    published = pd.read_csv(config.root() / "results" / "published" / f"{name}.csv")["t"]
+    trials = experiments.trials(config.load("paper"), name)
+    assert sorted({trial.t for trial in trials}) == sorted(published.unique())
+    assert {trial.epochs for trial in trials} == {2}
+    assert len(trials) == 5 * published.nunique()

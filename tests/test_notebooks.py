@@ -1,0 +1,80 @@
+"""notebooks: thin, without outputs, and with the parameters that the core knows."""
+
+import json
+
+import pytest
+
+from skipfold import config, study
+from skipfold.errors import ConfigError, StoreError
+
+NOTEBOOKS = sorted((config.root() / "notebooks").glob("*.ipynb"))
+
+
+def code(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def test_there_is_one_for_every_study():
+    assert {path.stem for path in NOTEBOOKS} == set(study.PARAMETERS) == set(study.STUDIES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_thin_and_has_no_outputs(path):
+    cells = code(path)
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+    beside = [line for cell in cells[1:] for line in cell["source"] if line.strip()]
+    assert len(beside) < 15
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_parameters_are_the_core_s(path):
+    first = code(path)[0]
+    assert first["metadata"]["tags"] == ["parameters"]
+    namespace = {}
+    exec("".join(first["source"]), namespace)
+    del namespace["__builtins__"]
+    assert sorted(namespace) == sorted(study.PARAMETERS[path.stem])
+
+
+BAD = [
+    ({"model": "vgg"}, "vgg"),
+    ({"modle": "resnet18"}, "modle"),
+    ({"tier": "huge"}, "huge"),
+    ({"t_values": [0, 1.5]}, "1.5"),
+    ({"t_values": "0, half"}, "half"),
+    ({"t_values": float("nan")}, "nan"),
+    ({"trials": 0}, "trials: 0"),
+    ({"epochs": 0}, "epochs: 0"),
+    ({"epochs": "many"}, "many"),
+    ({"device": "gpu"}, "gpu"),
+    ({"overrides": {"trails": 1}}, "trails"),
+    ({"overrides": 3}, "mapping"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "named"), BAD, ids=lambda value: str(value))
+def test_bad_parameters_are_refused_before_anything_runs(monkeypatch, parameters, named):
+    monkeypatch.setattr(study, "STUDIES", {})
+    with pytest.raises(ConfigError) as caught:
+        study.run("accuracy_vs_t", {"tier": "smoke", "model": "cnn3", **parameters})
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "STUDIES", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="writable folder"):
+        study.run("timing", {"tier": "smoke", "results": str(tmp_path / "file")})
+
+
+@pytest.mark.parametrize(
+    "given", [[0.0, 0.5], "0, 0.5", "[0, 0.5]", (0, 0.5)], ids=["list", "text", "bracketed text", "tuple"]
+)
+def test_values_of_t_may_come_as_papermill_gives_them(given):
+    _, settings = study.configure("accuracy_vs_t", {"tier": "smoke", "model": "cnn3", "t_values": given})
+    assert settings["experiments"]["accuracy_vs_t_cnn3"]["t"] == [0, 0.5]
+
+
+def test_names_of_the_kernel_and_results_of_cells_are_no_parameters():
+    namespace = {"tier": "smoke", "_i1": "x", "In": [], "Out": {}, "found": object(), "study": study}
+    assert study.parameters("timing", namespace) == {"tier": "smoke"}

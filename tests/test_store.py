@@ -1,0 +1,76 @@
+"""store: records are whole or not there, and travel as one file."""
+
+import json
+
+import pytest
+
+from skipfold.errors import StoreError
+from skipfold.store import Store
+from skipfold.trial import Trial
+
+TRIALS = [Trial(experiment="e", arm="a", index=index, network="perceptron") for index in range(3)]
+
+
+def record(index):
+    return {"epochs": [{"epoch": 1, "val_accuracy": 0.1 * index}, {"epoch": 2, "val_accuracy": 0.2}], "final": {}}
+
+
+@pytest.fixture
+def store(tmp_path):
+    held = Store(tmp_path / "trials")
+    for index, trial in enumerate(TRIALS):
+        held.put(trial, record(index))
+    return held
+
+
+def test_a_record_is_read_as_it_was_written(store):
+    found = store.get(TRIALS[1])
+    assert found["epochs"] == record(1)["epochs"]
+    assert found["trial"] == TRIALS[1].description()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": "other", "epochs": []}', '{"epochs": 3}'])
+def test_a_corrupt_record_is_set_aside_and_told(store, capsys, text):
+    store.path(TRIALS[0]).write_text(text)
+    assert store.get(TRIALS[0]) is None
+    assert "corrupt" in capsys.readouterr().out
+    assert store.path(TRIALS[0]).with_suffix(".corrupt").read_text() == text
+    assert TRIALS[0] not in store
+
+
+def test_a_record_with_an_epoch_missing_is_corrupt(store):
+    cut = json.loads(store.path(TRIALS[0]).read_text())
+    cut["epochs"].pop()
+    store.path(TRIALS[0]).write_text(json.dumps(cut))
+    assert store.get(TRIALS[0]) is None
+
+
+def test_a_failed_write_leaves_nothing(store):
+    before = sorted(store.folder.iterdir())
+    with pytest.raises(TypeError):
+        store.put(TRIALS[0], {"epochs": [object()]})
+    assert sorted(store.folder.iterdir()) == before
+
+
+def test_packed_records_are_unpacked_elsewhere(store, tmp_path):
+    archive = tmp_path / "trials.jsonl.gz"
+    assert store.pack(archive, TRIALS[:2]) == 2
+    other = Store(tmp_path / "other")
+    assert other.unpack(archive) == 2
+    assert other.unpack(archive) == 0
+    assert other.get(TRIALS[1]) == store.get(TRIALS[1])
+    again = tmp_path / "again.gz"
+    other.pack(again)
+    assert again.read_bytes() == archive.read_bytes()
+
+
+def test_an_unreadable_archive_is_one_line(store, tmp_path):
+    (tmp_path / "bad.gz").write_bytes(b"no gzip")
+    with pytest.raises(StoreError, match=r"bad\.gz"):
+        store.unpack(tmp_path / "bad.gz")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="writable folder"):
+        Store(tmp_path / "file" / "trials")

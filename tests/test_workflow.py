@@ -1,0 +1,269 @@
+"""The smoke tier through Snakemake and papermill: one run in a copy of the repository, and what may befall it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import papermill
+import pytest
+
+from skipfold import config, experiments, records, study, sweep
+from skipfold.__main__ import main
+from skipfold.execute import NotebookError, execute
+from skipfold.store import Store
+
+PARTS = ("Snakefile", "config", "environment.yml", "notebooks", "profiles", "results/published", "src", "workflow")
+SMOKE = ["--config", "tier=smoke"]
+
+
+def copy(place):
+    for part in PARTS:
+        source = config.root() / part
+        if source.is_dir():
+            shutil.copytree(source, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place / part)
+    return place
+
+
+def environment(place):
+    """Of a shell in `place`: its own sources, this environment's programs."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    kept = {key: value for key, value in os.environ.items() if key != "SKIPFOLD_MNIST"}
+    return kept | {"PATH": path, "PYTHONPATH": str(place / "src")}
+
+
+def shell(place, *words, **more):
+    return subprocess.run(words, cwd=place, env=environment(place), capture_output=True, text=True, **more)
+
+
+def snakemake(place, *words):
+    return shell(place, "snakemake", *words)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """A copy of the repository in which `snakemake reproduce` has run; its folder and what was printed."""
+    place = copy(tmp_path_factory.mktemp("smoke"))
+    run = snakemake(place, "reproduce", *SMOKE)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
+    return place, run.stdout + run.stderr
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A copy of the repository in which nothing has run."""
+    return copy(tmp_path)
+
+
+def test_everything_is_there(smoke):
+    place, _ = smoke
+    results = place / "results" / "smoke"
+    names = [*experiments.TRAINED, "timing", "sensitivity"]
+    expected = [f"figures/{name}.{suffix}" for name in names for suffix in ("svg", "png")]
+    expected += [f"tables/{name}.csv" for name in names]
+    expected += [f"tables/{name}_trials.csv" for name in experiments.TRAINED]
+    expected += [f"notebooks/{name}.ipynb" for name in names]
+    expected += ["tables/certificates.csv", "tables/ceiling.csv", "verdicts.csv", "report.html", "trials.jsonl.gz"]
+    missing = [name for name in expected if not (results / name).is_file() or not (results / name).stat().st_size]
+    assert missing == []
+
+
+def test_the_tier_is_told_first_and_last(smoke):
+    _, output = smoke
+    note = config.resolve_tier("smoke")[1]
+    assert output.count(note) == 2
+    assert output.index(note) < output.index("Training ") < output.rindex(note)
+
+
+def test_progress_is_in_the_log(smoke):
+    place, output = smoke
+    log = (place / "logs" / "smoke" / "train_accuracy_vs_t_cnn3_1_of_1.log").read_text()
+    assert "cnn3 t=0.5 trial 2 epoch 2/2, accuracy" in log
+    assert log in output or log.splitlines()[0] in output
+
+
+def test_a_second_run_has_nothing_to_do(smoke):
+    place, _ = smoke
+    run = snakemake(place, "reproduce", *SMOKE)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout + run.stderr
+
+
+def test_what_was_made_belongs_together(smoke):
+    place, _ = smoke
+    run = snakemake(place, "verify", *SMOKE)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_changed_source_runs_its_rules_again(smoke):
+    place, _ = smoke
+    source = place / "src" / "skipfold" / "figures.py"
+    before = source.stat()
+    try:
+        os.utime(source)
+        run = snakemake(place, "-n", "--quiet", "rules", "figures", *SMOKE)
+    finally:
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    text = run.stdout + run.stderr
+    assert "Drawing" in text or "accuracy_vs_t" in text
+    assert "train " not in text
+
+
+def test_snakemake_s_own_report_is_made(smoke, tmp_path):
+    place, _ = smoke
+    run = snakemake(place, "--report", str(tmp_path / "report.html"), *SMOKE)
+    assert run.returncode == 0, run.stderr[-3000:]
+    page = (tmp_path / "report.html").read_text()
+    assert "Linear networks" in page and "where a block gives" in page
+
+
+def test_every_figure_is_drawn_again_without_training(smoke, monkeypatch, tmp_path):
+    place, _ = smoke
+
+    def forbidden(*_, **__):
+        raise AssertionError("a trial is trained")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sweep, "train", forbidden)
+    monkeypatch.setattr(records, "images", forbidden)
+    # From the packed records alone, as on another machine.
+    store = Store(tmp_path / "trials")
+    store.unpack(place / "results" / "smoke" / "trials.jsonl.gz")
+    asked = {"tier": "smoke", "overrides": {"store": str(store.folder)}}
+    for name in experiments.TRAINED:
+        kind = experiments.KINDS[name]
+        model = {"model": name.removeprefix("accuracy_vs_t_")} if kind == "accuracy_vs_t" else {}
+        again = study.run(kind, {**asked, **model, "results": str(tmp_path / "results")})
+        assert again.name == name
+    for path in (place / "results" / "smoke" / "tables").glob("accuracy_vs_t*.csv"):
+        assert (tmp_path / "results" / "tables" / path.name).read_bytes() == path.read_bytes()
+    for path in (place / "results" / "smoke" / "figures").glob("accuracy_vs_t*.svg"):
+        assert (tmp_path / "results" / "figures" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_killed_run_goes_on_where_it_stopped(smoke, bare):
+    done, _ = smoke
+    target = "results/smoke/tables/accuracy_vs_t_cnn3.csv"
+    arguments = ["snakemake", target, *SMOKE]
+    with subprocess.Popen(
+        arguments, cwd=bare, env=environment(bare), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as running:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (stored := list(bare.glob("trials/*.json"))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(running.pid, signal.SIGKILL)
+    assert stored
+    assert not (bare / target).exists()
+    stored = {path: path.stat().st_mtime_ns for path in bare.glob("trials/*.json")}
+    run = snakemake(bare, target, *SMOKE)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"{len(stored)} stored" in run.stdout + run.stderr
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
+    accuracies = [
+        [
+            [epoch["val_loss"] for epoch in json.loads(path.read_text())["epochs"]]
+            for path in sorted((place / "trials").glob("*.json"))
+            if '"accuracy_vs_t_cnn3"' in path.read_text() and (bare / "trials" / path.name).is_file()
+        ]
+        for place in (done, bare)
+    ]
+    assert accuracies[0] == accuracies[1] and accuracies[0]
+
+
+def test_parts_share_the_trials_of_an_experiment(bare, monkeypatch):
+    monkeypatch.chdir(bare)
+    for part in ("1/3", "2/3", "3/3"):
+        assert main(["train", "accuracy_vs_t_cnn3", "--tier", "smoke", "--shard", part]) == 0
+    wanted = experiments.trials(config.load("smoke"), "accuracy_vs_t_cnn3")
+    assert {path.stem for path in bare.glob("trials/*.json")} == {trial.digest for trial in wanted}
+
+
+def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):
+    monkeypatch.chdir(bare)
+    command = ["train", "accuracy_vs_t_shallow_linear", "--tier", "smoke"]
+    assert main(command) == 0
+    victim = sorted(bare.glob("trials/*.json"))[0]
+    victim.write_text(victim.read_text()[:100])
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert "corrupt" in output and "1 to train" in output
+    assert json.loads(victim.read_text())["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["tier=huge"], "huge"),
+        (["tier=smoke", "trails=3"], "did you mean trials?"),
+        (["tier=smoke", "results=Snakefile"], "writable folder"),
+        (["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),
+    ],
+)
+def test_snakemake_refuses_bad_input_in_one_line(bare, words, named):
+    run = snakemake(bare, "reproduce", "--config", *words)
+    lines = [line for line in (run.stdout + run.stderr).splitlines() if line.startswith("error: ")]
+    assert run.returncode != 0
+    assert len(lines) == 1 and named in lines[0]
+    assert "Traceback" not in run.stdout + run.stderr
+    assert not list(bare.glob("trials/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", "accuracy_vs_t_vgg", "--tier", "smoke"], "accuracy_vs_t_vgg"),
+        (["train", "timing", "--tier", "huge"], "huge"),
+        (["train", "linear_comparison", "--tier", "smoke", "--shard", "3/2"], "3/2"),
+        (["train", "linear_comparison", "--tier", "smoke", "--config", "device=cuda"], "no CUDA device"),
+        (["train", "linear_comparison", "--tier", "smoke", "--config", "train_images=5000"], "5000 training images"),
+        (["check", "--tier", "quick", "--config", "data_folder=nowhere"], "train-images-idx3-ubyte"),
+        (["notebook", "notebooks/accuracy_vs_t.ipynb", "out.ipynb", "-p", "modle=cnn3"], "modle"),
+        (["notebook", "notebooks/accuracy_vs_x.ipynb", "out.ipynb"], "accuracy_vs_x"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_command_line_refuses_bad_input_in_one_line(bare, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(bare)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(words) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0]
+    assert not list(bare.glob("trials/*.json"))
+
+
+def test_a_failed_notebook_is_one_line_and_no_result(bare, monkeypatch):
+    monkeypatch.chdir(bare)
+    monkeypatch.setenv("PYTHONPATH", str(bare / "src"))
+    output = bare / "results" / "out.ipynb"
+    notebook = Path("notebooks/accuracy_vs_t.ipynb")
+    with pytest.raises(NotebookError, match="ConfigError: model: 'vgg' given"):
+        execute(notebook, output, {"tier": "smoke", "model": "vgg"}, Path("logs"))
+    assert not output.exists()
+    assert (bare / "logs" / "out.ipynb").is_file()
+
+
+def test_a_notebook_runs_by_papermill_alone(smoke, tmp_path):
+    place, _ = smoke
+    words = ["-p", "tier", "smoke", "-p", "model", "cnn3", "-p", "t_values", "0, 0.5"]
+    run = shell(place, "papermill", "notebooks/accuracy_vs_t.ipynb", str(tmp_path / "out.ipynb"), *words)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "all stored" not in run.stderr
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    shown = [kind for cell in cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    assert "image/png" in shown and "text/html" in shown
+
+
+def test_papermill_alone_refuses_a_parameter_that_does_not_exist(smoke, tmp_path):
+    place, _ = smoke
+    run = shell(place, "papermill", "notebooks/timing.ipynb", str(tmp_path / "out.ipynb"), "-p", "modle", "cnn3")
+    assert run.returncode != 0
+    assert run.stderr.strip().splitlines()[-1].startswith("ConfigError: parameter: 'modle'")
+    names = papermill.inspect_notebook(str(place / "notebooks" / "timing.ipynb"))
+    assert "modle" not in names

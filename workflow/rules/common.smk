@@ -1,0 +1,86 @@
+# Defines the checked configuration, the paths, and the helpers that the rules share.
+
+import sys
+from pathlib import Path
+
+import skipfold.config
+import skipfold.keys
+import torch
+import yaml
+from skipfold.errors import SkipfoldError
+
+
+def or_exit(call, *arguments):
+    """What `call` gives; a SkipfoldError ends Snakemake with its one line."""
+    try:
+        return call(*arguments)
+    except SkipfoldError as error:
+        sys.exit(f"error: {error}")
+
+
+# Keys that differ from config/config.yaml come from the command line, and go on to every job.
+COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
+OVERRIDES = {key: value for key, value in config.items() if key != "tier" and value != COMMON.get(key)}
+TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
+SETTINGS = or_exit(skipfold.config.load, TIER, OVERRIDES)
+CONFIGURED = f"--tier {TIER}" + (f" --config {skipfold.keys.render(OVERRIDES)}" if OVERRIDES else "")
+ON_CUDA = SETTINGS["device"].startswith("cuda") or (SETTINGS["device"] == "auto" and torch.cuda.is_available())
+
+RESULTS = f"{SETTINGS['results']}/{TIER}"
+LOGS = f"logs/{TIER}"
+EXPERIMENTS = list(SETTINGS["experiments"])
+MODELS = [name.removeprefix("accuracy_vs_t_") for name in EXPERIMENTS if name.startswith("accuracy_vs_t_")]
+FIGURES = expand(
+    f"{RESULTS}/figures/{{name}}.{{suffix}}", name=[*EXPERIMENTS, "timing", "sensitivity"], suffix=["svg", "png"]
+)
+TABLES = expand(f"{RESULTS}/tables/{{name}}.csv", name=[*EXPERIMENTS, "timing", "sensitivity"])
+
+
+def sources(*modules):
+    """Files of the core that a rule depends on; Snakemake would see a change of the rule alone."""
+    return [f"src/skipfold/{module}.py" for module in modules]
+
+
+CONFIG_FILES = ["config/config.yaml", f"config/{TIER}.yaml"]
+TRAINING = CONFIG_FILES + sources(
+    "collapse",
+    "data",
+    "evaluation",
+    "experiments",
+    "networks",
+    "recursion",
+    "resnet",
+    "schedules",
+    "sweep",
+    "training",
+    "trial",
+)
+SHOWING = CONFIG_FILES + sources("figures", "statistics", "study") + ["src/skipfold/skipfold.mplstyle"]
+PAGE = sorted(map(str, [*Path("workflow/report").glob("*.rst"), *Path("src/skipfold/templates").iterdir()]))
+
+
+wildcard_constraints:
+    experiment="|".join([*EXPERIMENTS, "sensitivity"]),
+    model="|".join(MODELS) or "none",
+    part=r"\d+",
+    parts=r"\d+",
+
+
+def trained(experiment):
+    """Marks of the parts that the trials of an experiment are trained in."""
+    parts = SETTINGS["shards"]
+    return [f"{LOGS}/trained/{experiment}_{part}_of_{parts}" for part in range(1, parts + 1)]
+
+
+def parameters(**own):
+    """A notebook's parameters as shell words."""
+    given = {"tier": TIER, "results": RESULTS, **own}
+    return skipfold.keys.render(given | ({"overrides": OVERRIDES} if OVERRIDES else {}))
+
+
+def check_before_training(workflow):
+    """One line and no job where data, device or folders are missing; other machines check their own device."""
+    import skipfold.records
+
+    if set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"}:
+        or_exit(skipfold.records.check, SETTINGS, workflow.local_exec)
