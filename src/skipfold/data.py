@@ -39,9 +39,7 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same images on another device."""
-        moved = (
-            x.to(device) for x in (self.train_images, self.train_labels, self.val_images, self.val_labels)
-        )
+        moved = (x.to(device) for x in (self.train_images, self.train_labels, self.val_images, self.val_labels))
         return Dataset(self.name, *moved, self.md5)
 
     def first(self, train: int | None, val: int | None) -> "Dataset":
@@ -145,6 +143,4 @@ def _digits() -> Dataset:
     labels = torch.from_numpy(digits.target).long()
     held_out = torch.arange(len(images)) % 6 == 0
     md5 = {"digits": hashlib.md5(digits.images.tobytes(), usedforsecurity=False).hexdigest()}
-    return Dataset(
-        "digits", images[~held_out], labels[~held_out], images[held_out], labels[held_out], md5
-    )
+    return Dataset("digits", images[~held_out], labels[~held_out], images[held_out], labels[held_out], md5)

@@ -40,9 +40,7 @@ def skip_cnn(
     layers.append(Layer(CLASSES, side, bias=bias))
     if activation not in (None, "leaky_relu"):
         raise ConfigError(f"activation: {activation!r} given; leaky_relu or null is allowed")
-    return SkipCNN(
-        INPUT_SHAPE, layers, skips, t, activation=nn.LeakyReLU() if activation else None
-    )
+    return SkipCNN(INPUT_SHAPE, layers, skips, t, activation=nn.LeakyReLU() if activation else None)
 
 
 NETWORKS = {
@@ -64,9 +62,7 @@ PUBLISHED_AS_AFFINE = "resnet34_linear_maxpool"
 """The network that the paper calls linearized; its max-pool keeps it from being affine."""
 
 
-def build(
-    name: str, options: Mapping[str, Any] | None = None, generator: torch.Generator | None = None
-) -> nn.Module:
+def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A network for [N, 1, 28, 28] float32 in [0, 1] that gives logits [N, 10], initialised from `generator`.
 
     Raises ConfigError on an unknown name or option.

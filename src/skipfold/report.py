@@ -71,15 +71,17 @@ ASSUMPTIONS = (
      "From the same fit: batch 128, Adam or normalized inputs miss by 0.0014 to 0.02, a bias by 0.0015. Batch 64 also "
      "fits the published time of 104.91 µs an image."),
     ("Optimizer of the ResNets", "{resnet}", INFERRED,
-     "By the fit to the published curve of ResNet34; how the alternatives fit is shown below."),
+     "The best of four by the fit to the published curve of ResNet34 (docs/fit.md: rms 0.09 below t = 1, 0.01 above "
+     "t = 0.4); none fits at noise level."),
     ("ResNets for 28 × 28", "usual ResNet18 and 34, first convolution for one channel, no resizing", INFERRED,
-     "At t = 1 only the strided 1 × 1 projections are left, which see one corner of the image; that fits the published "
-     "collapse."),
+     "At t = 1 only the strided 1 × 1 projections are left. Of 28 × 28 pixels they see one blank corner, so it "
+     "guesses there (0.1), where 0.40 is published; three other first layers did not fit better (docs/fit.md)."),
     ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
      "Affine networks stay far below the published 0.98682; with its max-pool the network gets there."),
     ("t of the linear and the static arms", "{t}", ASSUMED, "Not published."),
     ("Shape of the schedules", "{schedule}", ASSUMED, "Published are the start (0.9, 0.5) and the end (0)."),
-    ("Width, kernel, padding and skips of the shallow networks", "{shallow}", ASSUMED, "Not published."),
+    ("Width, kernel, padding and skips of the shallow networks", "{shallow}", INFERRED,
+     "Not published. The 3-layer network is fitted to its curve; nothing tried fits those of the two shallow ones."),
     ("First and last epoch of the figures over t", "epochs 1 and 2", INFERRED, "The paper trains 2 epochs there."),
 )  # fmt: skip
 

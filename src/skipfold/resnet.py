@@ -101,9 +101,7 @@ def resnet(
 def skip_strengths(model: nn.Module) -> dict[str, float]:
     """t of every submodule that has one, by its path."""
     return {
-        path: float(module.t)
-        for path, module in model.named_modules()
-        if isinstance(module, HomotopyBlock | SkipCNN)
+        path: float(module.t) for path, module in model.named_modules() if isinstance(module, HomotopyBlock | SkipCNN)
     }
 
 
@@ -123,9 +121,7 @@ def remove_skips(model: nn.Module) -> nn.Module:
     held = {path: t for path, t in skip_strengths(model).items() if t != 0}
     if held:
         named = ", ".join(f"{path or 'network'} (t = {t:g})" for path, t in held.items())
-        raise SkipError(
-            f"skips can be removed at t = 0 only; not 0 in: {named}; train with a schedule that ends at 0"
-        )
+        raise SkipError(f"skips can be removed at t = 0 only; not 0 in: {named}; train with a schedule that ends at 0")
     model = copy.deepcopy(model)
     if isinstance(model, SkipCNN):
         model.shares = {}
@@ -240,9 +236,7 @@ def _cropped(convolution: nn.Conv2d, size: tuple[int, int]) -> CroppedConv2d | N
         device="meta",
     )
     (top, bottom, _), (left, right, _) = live
-    weight = convolution.weight.detach()[:, :, top:bottom, left:right].clone(
-        memory_format=torch.contiguous_format
-    )
+    weight = convolution.weight.detach()[:, :, top:bottom, left:right].clone(memory_format=torch.contiguous_format)
     cropped.weight = nn.Parameter(weight, requires_grad=convolution.weight.requires_grad)
     if convolution.bias is not None:
         cropped.bias = convolution.bias

@@ -41,9 +41,7 @@ def strengths(shape: str, start: float, epochs: int) -> list[float]:
     if shape == "static":
         return [float(start)] * epochs
     if epochs == 1:
-        raise ConfigError(
-            f"schedule: {shape!r} from {start} cannot end at 0 in 1 epoch; give at least 2 epochs"
-        )
+        raise ConfigError(f"schedule: {shape!r} from {start} cannot end at 0 in 1 epoch; give at least 2 epochs")
     left = [start * SHAPES[shape](epoch / (epochs - 1)) for epoch in range(epochs)]
     return [round(t, 12) + 0.0 for t in left]
 

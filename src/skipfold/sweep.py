@@ -81,9 +81,7 @@ def _train_in_turn(trials: Sequence[Trial], dataset: Dataset, progress) -> Itera
         yield trial, epochs, model
 
 
-def _train_side_by_side(
-    trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progress
-) -> Iterator[tuple]:
+def _train_side_by_side(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progress) -> Iterator[tuple]:
     """Train in groups of equal size, one captured graph for all; out of memory halves the group."""
     waiting = list(trials)
     while waiting:

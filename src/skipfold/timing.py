@@ -59,9 +59,7 @@ def contenders(device: torch.device) -> list[Contender]:
     one_layer, _ = collapse(affine.module, INPUT_SHAPE)
     found += [affine, Contender(affine.network, "collapsed", one_layer, affine.reference)]
     found.append(_alone("perceptron", "perceptron", _network("perceptron", {})))
-    return [
-        Contender(each.network, each.variant, each.module.to(device), each.reference.to(device)) for each in found
-    ]
+    return [Contender(each.network, each.variant, each.module.to(device), each.reference.to(device)) for each in found]
 
 
 def _network(name: str, options: Mapping[str, Any]) -> nn.Module:

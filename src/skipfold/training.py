@@ -78,9 +78,7 @@ class Learner:
     def _optimizer(self, trial: Trial) -> torch.optim.Optimizer:
         spec = trial.optimizer
         if spec.name == "adam":
-            return torch.optim.Adam(
-                self.model.parameters(), spec.lr, capturable=self.device.type == "cuda"
-            )
+            return torch.optim.Adam(self.model.parameters(), spec.lr, capturable=self.device.type == "cuda")
         return torch.optim.SGD(self.model.parameters(), spec.lr, spec.momentum)
 
     def load(self, trial: Trial, initial: nn.Module) -> None:
