@@ -38,8 +38,10 @@ def environment(place):
     return kept | {"PATH": path, "PYTHONPATH": str(place / "src")}
 
 
-def shell(place, *words, **more):
-    return subprocess.run(words, cwd=place, env=environment(place), capture_output=True, text=True, **more)
+def shell(place, *words):
+    return subprocess.run(
+        words, cwd=place, env=environment(place), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def snakemake(place, *words):
@@ -51,8 +53,8 @@ def smoke(tmp_path_factory):
     """A copy of the repository in which `snakemake reproduce` has run; its folder and what was printed."""
     place = copy(tmp_path_factory.mktemp("smoke"))
     run = snakemake(place, "reproduce", *SMOKE)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
-    return place, run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout[-6000:]
+    return place, run.stdout
 
 
 @pytest.fixture
@@ -85,40 +87,40 @@ def test_progress_is_in_the_log(smoke):
     place, output = smoke
     log = (place / "logs" / "smoke" / "train_accuracy_vs_t_cnn3_1_of_1.log").read_text()
     assert "cnn3 t=0.5 trial 2 epoch 2/2, accuracy" in log
-    assert log in output or log.splitlines()[0] in output
+    assert log.splitlines()[0] in output
 
 
 def test_a_second_run_has_nothing_to_do(smoke):
     place, _ = smoke
     run = snakemake(place, "reproduce", *SMOKE)
     assert run.returncode == 0
-    assert "Nothing to be done" in run.stdout + run.stderr
+    assert "Nothing to be done" in run.stdout
 
 
 def test_what_was_made_belongs_together(smoke):
     place, _ = smoke
     run = snakemake(place, "verify", *SMOKE)
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout
 
 
 def test_a_changed_source_runs_its_rules_again(smoke):
     place, _ = smoke
     source = place / "src" / "skipfold" / "figures.py"
-    before = source.stat()
+    text, times = source.read_text(), source.stat()
+    source.write_text(text + "\n# changed\n")
     try:
-        os.utime(source)
-        run = snakemake(place, "-n", "--quiet", "rules", "figures", *SMOKE)
+        run = snakemake(place, "figures", "-n", *SMOKE)
     finally:
-        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    text = run.stdout + run.stderr
-    assert "Drawing" in text or "accuracy_vs_t" in text
-    assert "train " not in text
+        source.write_text(text)
+        os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "Drawing linear_comparison" in run.stdout
+    assert "Training" not in run.stdout
 
 
 def test_snakemake_s_own_report_is_made(smoke, tmp_path):
     place, _ = smoke
     run = snakemake(place, "--report", str(tmp_path / "report.html"), *SMOKE)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, run.stdout[-3000:]
     page = (tmp_path / "report.html").read_text()
     assert "Linear networks" in page and "where a block gives" in page
 
@@ -163,8 +165,8 @@ def test_a_killed_run_goes_on_where_it_stopped(smoke, bare):
     assert not (bare / target).exists()
     stored = {path: path.stat().st_mtime_ns for path in bare.glob("trials/*.json")}
     run = snakemake(bare, target, *SMOKE)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert f"{len(stored)} stored" in run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout
+    assert f"{len(stored)} stored" in run.stdout
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
     accuracies = [
         [
@@ -208,10 +210,10 @@ def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):
 )
 def test_snakemake_refuses_bad_input_in_one_line(bare, words, named):
     run = snakemake(bare, "reproduce", "--config", *words)
-    lines = [line for line in (run.stdout + run.stderr).splitlines() if line.startswith("error: ")]
+    lines = [line for line in (run.stdout).splitlines() if line.startswith("error: ")]
     assert run.returncode != 0
     assert len(lines) == 1 and named in lines[0]
-    assert "Traceback" not in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout
     assert not list(bare.glob("trials/*.json"))
 
 
@@ -253,8 +255,7 @@ def test_a_notebook_runs_by_papermill_alone(smoke, tmp_path):
     place, _ = smoke
     words = ["-p", "tier", "smoke", "-p", "model", "cnn3", "-p", "t_values", "0, 0.5"]
     run = shell(place, "papermill", "notebooks/accuracy_vs_t.ipynb", str(tmp_path / "out.ipynb"), *words)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "all stored" not in run.stderr
+    assert run.returncode == 0, run.stdout[-3000:]
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     shown = [kind for cell in cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
     assert "image/png" in shown and "text/html" in shown
@@ -264,6 +265,6 @@ def test_papermill_alone_refuses_a_parameter_that_does_not_exist(smoke, tmp_path
     place, _ = smoke
     run = shell(place, "papermill", "notebooks/timing.ipynb", str(tmp_path / "out.ipynb"), "-p", "modle", "cnn3")
     assert run.returncode != 0
-    assert run.stderr.strip().splitlines()[-1].startswith("ConfigError: parameter: 'modle'")
+    assert run.stdout.strip().splitlines()[-1].startswith("ConfigError: parameter: 'modle'")
     names = papermill.inspect_notebook(str(place / "notebooks" / "timing.ipynb"))
     assert "modle" not in names

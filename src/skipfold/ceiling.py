@@ -52,7 +52,7 @@ def best_affine(dataset: Dataset, iterations: int = ITERATIONS) -> pd.DataFrame:
         steps.append(
             {
                 "iterations": done,
-                "loss": float(loss()),
+                "loss": float(loss().detach()),
                 "gradient": max(float(parameter.grad.abs().max()) for parameter in (weight, bias)),
                 "train_accuracy": accuracy_of(train, dataset.train_labels),
                 "val_accuracy": accuracy_of(val, dataset.val_labels),

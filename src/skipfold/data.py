@@ -98,7 +98,7 @@ def _download(root: Path) -> Path:
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"MNIST is not in {raw} and cannot be downloaded ({str(error).strip().splitlines()[-1]}); "
-            f"put the four idx files in a folder and name it with data.folder or ${FOLDER_VARIABLE}"
+            f"put the four idx files in a folder and name it with data_folder or ${FOLDER_VARIABLE}"
         ) from error
     return raw
 

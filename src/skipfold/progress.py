@@ -100,7 +100,16 @@ class Terminal:
         self.bar.stop()
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    if "ipykernel" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return get_ipython() is not None
+
+
 def _view() -> Lines | Notebook | Terminal:
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         return Notebook()
     return Terminal() if sys.stdout.isatty() else Lines()

@@ -1,5 +1,8 @@
 """The records of an experiment: read from the store, or trained now and stored."""
 
+import functools
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +27,7 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
     first, parts = shard
     # Every n-th, so that each part has its share of the costly arms.
     wanted = experiments.trials(settings, name)[first - 1 :: parts]
+    check_images(settings, [trial for trial in wanted if trial not in store])
     found = sweep.run(
         wanted,
         store,
@@ -37,7 +41,12 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
 
 def images(settings: config.Config, trial: Trial) -> data.Dataset:
     """The images of `trial`, on the CPU; raises DataError or ConfigError where they are not there."""
-    return data.load(trial.data, settings["data_folder"]).first(trial.train_images, trial.val_images)
+    return _load(trial.data, settings["data_folder"]).first(trial.train_images, trial.val_images)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, folder: str | None) -> data.Dataset:
+    return data.load(name, folder)
 
 
 def check(settings: config.Config, device: bool = True) -> None:
@@ -49,17 +58,18 @@ def check(settings: config.Config, device: bool = True) -> None:
         resolve_device(settings["device"])
     Store(config.folder(settings, "store"))
     writable(config.folder(settings) / settings["tier"])
-    trials = (trial for name in experiments.names(settings) for trial in experiments.trials(settings, name))
+    names = experiments.names(settings)
+    check_images(settings, [trial for name in names for trial in experiments.trials(settings, name)])
+
+
+def check_images(settings: config.Config, trials: Sequence[Trial]) -> None:
+    """Raise DataError or ConfigError if the images of any of `trials` are not there."""
     for trial in {(trial.data, trial.train_images, trial.val_images): trial for trial in trials}.values():
         images(settings, trial)
 
 
 def writable(folder: Path) -> None:
-    """Make `folder`; raises StoreError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StoreError(f"results: {folder} cannot be written ({error.strerror}); give a writable folder") from error
+    """Raise StoreError unless `folder` can be written or made."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise StoreError(f"results: {folder} cannot be written (see {nearest}); give a writable folder")

@@ -1,7 +1,6 @@
 """What a notebook does: parameters to configuration, trials, records, tables, figure."""
 
 import io
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from skipfold import ceiling, config, data, experiments, figures, sensitivity, statistics
 from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
+from skipfold.progress import in_notebook
 from skipfold.records import prepare, records, writable
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
@@ -44,8 +44,8 @@ class Study:
     def save(self, folder: Path) -> None:
         """Write tables/*.csv, figures/*.svg and figures/*.png under `folder`."""
         writable(folder)
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
-            (folder / "tables").mkdir(exist_ok=True)
             statistics.write(table, folder / "tables" / f"{name}.csv")
         (folder / "figures").mkdir(exist_ok=True)
         figures.save(self.figure, folder / "figures" / self.name)
@@ -131,7 +131,7 @@ def show(figure: Figure) -> Any:
 
 def one_line_errors() -> None:
     """In a notebook, show a SkipfoldError as its one line; the cell fails all the same."""
-    if "ipykernel" not in sys.modules:
+    if not in_notebook():
         return
     from IPython import get_ipython
 

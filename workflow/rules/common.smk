@@ -5,6 +5,7 @@ from pathlib import Path
 
 import skipfold.config
 import skipfold.keys
+import skipfold.records
 import torch
 import yaml
 from skipfold.errors import SkipfoldError
@@ -23,6 +24,7 @@ COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
 OVERRIDES = {key: value for key, value in config.items() if key != "tier" and value != COMMON.get(key)}
 TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
 SETTINGS = or_exit(skipfold.config.load, TIER, OVERRIDES)
+or_exit(skipfold.records.writable, skipfold.config.folder(SETTINGS))
 CONFIGURED = f"--tier {TIER}" + (f" --config {skipfold.keys.render(OVERRIDES)}" if OVERRIDES else "")
 ON_CUDA = SETTINGS["device"].startswith("cuda") or (SETTINGS["device"] == "auto" and torch.cuda.is_available())
 
@@ -80,7 +82,5 @@ def parameters(**own):
 
 def check_before_training(workflow):
     """One line and no job where data, device or folders are missing; other machines check their own device."""
-    import skipfold.records
-
     if set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"}:
         or_exit(skipfold.records.check, SETTINGS, workflow.local_exec)
