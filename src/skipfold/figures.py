@@ -128,16 +128,8 @@ def linear_comparison(
         axes = figure.subplots()
         _per_epoch(axes, aggregate, published)
         if ceiling is not None:
-            axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)))
-            axes.annotate(
-                f"best affine classifier: {ceiling:.4f}",
-                (1, ceiling),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8.5,
-            )
+            label = f"best affine classifier found: {ceiling:.4f}"
+            axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)), label=label)
         _legend(figure, axes, "Linear networks: validation accuracy per epoch", published is not None)
         _stamp(figure, aggregate, stamp)
     return figure
@@ -323,7 +315,7 @@ def _head(figure: Figure, title: str, handles: list, ncols: int = 2) -> None:
 
 
 def _stamp(figure: Figure, frame: pd.DataFrame, stamp: Mapping[str, str] | None) -> None:
-    """Tier, device, versions, date and number of trials, small, at the foot; from the table where none is given."""
+    """Tier, device, versions, date, number of trials and images, small, at the foot; from the table if not given."""
     stamp = dict(stamp or statistics.stamp(frame))
     parts = [f"tier {stamp['tier']}"] if stamp.get("tier") else []
     parts += [str(stamp["device"])] if stamp.get("device") else []
@@ -334,4 +326,8 @@ def _stamp(figure: Figure, frame: pd.DataFrame, stamp: Mapping[str, str] | None)
         low, high = counts.min(), counts.max()
         trials = f"{low}" if low == high else f"{low} to {high}"
         parts.insert(0, f"{trials} trial{'' if high == 1 else 's'} a point")
+    images = frame.get("images")
+    if images is not None and images.notna().any():
+        low, high = images.min(), "all" if images.isna().any() else images.max()
+        parts.insert(1, f"trained on {low if low == high else f'{low} to {high}'} images")
     figure.supxlabel("  ·  ".join(parts), fontsize=6.5, color="#555555", x=0.995, ha="right")

@@ -121,7 +121,7 @@ def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy over trials with its 95 % bootstrap interval, from a tidy frame.
 
     Columns: KEYS (split is one of SPLITS), mean, low, high (shares in [0, 1]; low and high are empty where n is 1),
-    n (trials), STAMP. Rows keep the order of `frame`.
+    n (trials), images (trained on; empty where on all), STAMP. Rows keep the order of `frame`.
     """
     parts = []
     for split, column in SPLITS.items():
@@ -132,9 +132,16 @@ def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
     for key, group in long.groupby(list(KEYS), sort=False):
         values = group["value"].to_numpy()
         low, high = interval(values[:, None])
-        found = {"mean": values.mean(), "low": low, "high": high, "n": len(values)}
+        found = {
+            "mean": values.mean(),
+            "low": low,
+            "high": high,
+            "n": len(values),
+            "images": group["train_images"].iloc[0],
+        }
         rows.append(dict(zip(KEYS, key, strict=True)) | found | stamp(group))
-    return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "n", *STAMP])
+    table = pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "n", "images", *STAMP])
+    return table.astype({"images": "Int64"})
 
 
 def interval(
