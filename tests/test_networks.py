@@ -7,8 +7,9 @@ import torch
 
 from skipfold.collapse import affine_residual
 from skipfold.errors import ConfigError
+from skipfold.homotopy import skip_strengths
 from skipfold.networks import AFFINE, INPUT_SHAPE, NETWORKS, PUBLISHED_AS_AFFINE, build, skip_cnn
-from skipfold.resnet import NORMS, STEMS, skip_strengths
+from skipfold.resnet import NORMS, STEMS
 
 PARAMETERS = {
     "perceptron": 7840,

@@ -49,7 +49,8 @@ def by_definition(model: SkipCNN, x: torch.Tensor) -> torch.Tensor:
     """f^(n)(x) from the formula: resample, weigh, sum, pad, convolve."""
     outputs = [x]
     for i, (layer, module) in enumerate(zip(model.layers, model.convolutions, strict=True), start=1):
-        sources, t = model.sources(i), float(model.t)
+        sources = model.sources(i)
+        t = float(model.skip.t) if sources else 0.0
         mixed = outputs[-1] * ((1 - t) if sources else 1)
         for k, share in sources.items():
             enlarged = F.interpolate(outputs[k].unsqueeze(1), size=mixed.shape[1:], mode="nearest").squeeze(1)
@@ -96,10 +97,11 @@ def test_shares_default_to_equal_and_weights_sum_to_one():
     assert model.sources(3) == {0: 0.5, 1: 0.5}
 
 
-def test_t_is_no_part_of_the_state_and_stays_0_dim():
+def test_t_is_part_of_the_state_and_0_dim():
     model = SkipCNN((1, 4, 4), [Layer(1, 1)] * 2, [(0, 2)], t=0.25)
-    assert model.t.shape == () and float(model.t) == 0.25
-    assert "t" not in model.state_dict()
+    assert model.skip.t.shape == () and float(model.skip.t) == 0.25
+    assert float(model.state_dict()["skip.t"]) == 0.25
+    assert SkipCNN((1, 4, 4), [Layer(1, 1)] * 2).skip is None
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0])

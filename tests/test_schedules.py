@@ -1,6 +1,7 @@
 """Strengths per epoch: static ones stay, all others end at 0."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from test_recursion import property_test
 
 from skipfold.errors import ConfigError
-from skipfold.schedules import SHAPES, check_strength, strengths
+from skipfold.schedules import SHAPES, Schedule, check_strength, strengths
 
 DECREASING = sorted(set(SHAPES) - {"static"})
 
@@ -56,3 +57,38 @@ def test_what_cannot_be_is_refused(arguments, part):
 @pytest.mark.parametrize("t", [0, 1, 0.5])
 def test_strengths_in_range_become_floats(t):
     assert check_strength(t) == t and isinstance(check_strength(t), float)
+
+
+@pytest.mark.parametrize("shape", DECREASING)
+def test_a_schedule_waits_descends_and_stays(shape):
+    schedule = Schedule(shape, start=0.8, end=0.2, length=12, warm_up=2)
+    values = [schedule(time) for time in range(20)]
+    assert values[:3] == [0.8] * 3 and values[12:] == [0.2] * 8
+    assert all(0.2 <= later <= earlier for earlier, later in itertools.pairwise(values))
+    assert values[7] < 0.8
+
+
+def test_a_stepped_schedule_has_its_levels():
+    values = [Schedule("stepped", 0.8, length=8)(time) for time in range(9)]
+    assert sorted(set(values)) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+
+
+def test_exponential_is_the_exponential_brought_to_its_end():
+    schedule = Schedule("exponential", 1.0, 0.0, length=10)
+    ratios = [(schedule(time + 1) - schedule(10)) - (schedule(time) - schedule(10)) for time in range(9)]
+    assert [later / earlier for earlier, later in itertools.pairwise(ratios)] == pytest.approx([math.exp(-0.5)] * 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"end": 2}, "schedule end: 2"),
+        ({"length": 0}, "schedule length: 0 given; a whole number of at least 1"),
+        ({"length": 3, "warm_up": 3}, "schedule length: 3 given; a whole number of at least 4"),
+        ({"warm_up": -1}, "schedule warm_up: -1"),
+        ({"length": 2.5}, "schedule length: 2.5"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(options, part):
+    with pytest.raises(ConfigError, match=part):
+        Schedule(**options)

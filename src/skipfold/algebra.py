@@ -177,7 +177,7 @@ def _strengths(model: SkipCNN, i: int) -> dict[int, Fraction]:
     shares = {k: Fraction(share) for k, share in model.sources(i).items()}
     if not shares:
         return {i - 1: Fraction(1)}
-    t, total = Fraction(float(model.t)), sum(shares.values())
+    t, total = Fraction(float(model.skip.t)), sum(shares.values())
     return {i - 1: 1 - t} | {k: t * share / total for k, share in shares.items()}
 
 

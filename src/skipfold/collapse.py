@@ -5,12 +5,10 @@ affine map is the same everywhere. `structure` decides by operators whether a ne
 numbers; both have to agree.
 """
 
-import contextlib
-import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,12 +19,11 @@ from skipfold.errors import (
     InputShapeError,
     MemoryBoundError,
     NotAffineError,
-    SkipfoldError,
     TrainingModeError,
-    WeightsError,
 )
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
+from skipfold.subject import Shape, certifying, copied, dtype_and_device, input_errors, sample_shape
 
 RESIDUAL_TOLERANCE = 1e-8
 """Largest affine residual, and largest relative error of a collapse, in float64, of a network that counts as affine."""
@@ -35,8 +32,6 @@ NO_OPERATOR = "no operator shows it, the residual does; do samples of a batch in
 
 MAX_BYTES = 4 * 2**30
 """Memory that `collapse` may take beside the module itself, unless the caller sets it: 4 GiB."""
-
-Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +120,11 @@ def collapse(
     InputShapeError and MemoryBoundError on what cannot be collapsed, ExactnessError where `exact` cannot be had.
     """
     start = time.perf_counter()
-    shape = _sample_shape(example)
-    dtype, device = _dtype_and_device(module, example)
+    shape = sample_shape(example)
+    dtype, device = dtype_and_device(module, example)
     if exact and not isinstance(module, SkipCNN):
         raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
-    with _certifying(device):
+    with certifying(device):
         reference = _Reference(module, shape, device, max_bytes)
         residual, points, outputs = reference.probe(probes)
         if reference.structure.unknown and accept_unknown:
@@ -137,7 +132,7 @@ def collapse(
         _refuse(module, reference.structure, residual, accept_unknown)
         weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
-        error, own_error = _errors_in_dtype(_copied(module), result, points.split(reference.chunk), outputs, dtype)
+        error, own_error = _errors_in_dtype(copied(module), result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
         affine=True,
@@ -157,11 +152,11 @@ def collapse(
 
 def affine_residual(module: nn.Module, input_shape: Shape, probes: int = 16) -> float:
     """||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64, the largest over `probes` pairs in [0, 1]."""
-    reference = _copied(module, torch.float64)
-    _, device = _dtype_and_device(module, input_shape)
+    reference = copied(module, torch.float64)
+    _, device = dtype_and_device(module, input_shape)
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, probes, *input_shape, generator=generator, dtype=torch.float64).to(device)
-    with _certifying(device), torch.no_grad():
+    with certifying(device), torch.no_grad():
         f_a, f_b, f_sum, f_0 = (reference(x) for x in (a, b, a + b, torch.zeros_like(a)))
     return _residual(f_a, f_b, f_sum, f_0)
 
@@ -195,7 +190,7 @@ class _Reference:
         self.weights = 8 * sum(p.numel() for p in (*module.parameters(), *module.buffers()))
         self.inputs = math.prod(shape)
         self._check(self.weights + 8 * self.inputs, "a float64 copy of the weights and one input")
-        self.module = _copied(module, torch.float64)
+        self.module = copied(module, torch.float64)
         self.f_0, self.structure = self._watched()
         self.output_shape = tuple(self.f_0.shape[1:])
         self.outputs = self.f_0.numel()
@@ -261,16 +256,8 @@ class _Reference:
 
     def _watched(self) -> tuple[torch.Tensor, Structure]:
         zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device)
-        try:
+        with input_errors(zero):
             output, structure = watch(self.module, zero)
-        except SkipfoldError:
-            raise
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputShapeError(
-                f"the module does not take an input of shape {list(zero.shape)}: {reason}; "
-                "give the shape of one sample, without the batch, or a batch as example"
-            ) from error
         if not isinstance(output, torch.Tensor) or len(output) != 1:
             given = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
             raise InputShapeError(
@@ -372,66 +359,6 @@ def _prove(module: SkipCNN, weight: torch.Tensor, bias: torch.Tensor) -> float:
 
 
 _CHANGED_BY_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-
-
-def _copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None."""
-    memo = {}
-    for parameter in module.parameters():
-        values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
-        memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
-    for buffer in module.buffers():
-        floating = dtype is not None and buffer.is_floating_point()
-        memo[id(buffer)] = buffer.detach().to(dtype if floating else buffer.dtype, copy=True)
-    return copy.deepcopy(module, memo).eval()
-
-
-def _sample_shape(example: torch.Tensor | Sequence[int]) -> Shape:
-    shape = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise InputShapeError(
-            f"shape {shape} of one sample given; sizes of at least 1, without the batch, are allowed, e.g. (1, 28, 28)"
-        )
-    return shape
-
-
-def _dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -> tuple[torch.dtype, torch.device]:
-    """Of the weights, or of an example tensor where there are none; raises WeightsError."""
-    parameters = dict(module.named_parameters())
-    held = parameters | dict(module.named_buffers())
-    for path, tensor in held.items():
-        if nn.parameter.is_lazy(tensor):
-            raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
-        if tensor.is_complex() or (path in parameters and not tensor.is_floating_point()):
-            raise WeightsError(f"{path}: {tensor.dtype} weights given; floating-point ones are allowed, use .float()")
-        if tensor.is_floating_point() and not _finite(tensor):
-            raise WeightsError(f"{path}: holds NaN or infinity; collapse a network with finite weights")
-    floating = [tensor for tensor in held.values() if tensor.is_floating_point()]
-    devices = {str(tensor.device) for tensor in held.values()}
-    if len(devices) > 1:
-        raise WeightsError(f"weights on several devices given ({', '.join(sorted(devices))}); move them to one")
-    if floating:
-        return floating[0].dtype, floating[0].device
-    if isinstance(example, torch.Tensor) and example.is_floating_point():
-        return example.dtype, example.device
-    raise WeightsError("the module has no weights that tell dtype and device; give a floating-point tensor as example")
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    """By the extremes, which NaN and infinity reach: no mask as large as the weights."""
-    return not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
-
-
-@contextlib.contextmanager
-def _certifying(device: torch.device) -> Iterator[None]:
-    """Full precision: no TF32, no autocast; and outside of inference mode, which records no gradients."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _per_channel(values: float | Sequence[float], channels: int) -> torch.Tensor:

@@ -8,8 +8,9 @@ from torch import nn
 from skipfold.collapse import affine_residual, collapse
 from skipfold.data import Dataset, to_input
 from skipfold.errors import NotAffineError
+from skipfold.homotopy import skip_strengths
 from skipfold.networks import AFFINE, INPUT_SHAPE, PUBLISHED_AS_AFFINE
-from skipfold.resnet import remove_skips, skip_strengths
+from skipfold.removal import strip
 from skipfold.trial import Trial
 
 
@@ -38,7 +39,7 @@ def measure_trained(trial: Trial, model: nn.Module, dataset: Dataset) -> dict[st
 
 def _without_skips(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
     before = predict(model, dataset.val_images)
-    after = predict(remove_skips(model), dataset.val_images)
+    after = predict(strip(model), dataset.val_images)
     return {
         "skips_removed_val_accuracy": accuracy(after, dataset.val_labels),
         "skips_removed_max_difference": float((before - after).abs().max()),

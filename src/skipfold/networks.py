@@ -9,8 +9,9 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from skipfold.errors import ConfigError
+from skipfold.homotopy import set_skip_strength
 from skipfold.recursion import Layer, SkipCNN
-from skipfold.resnet import resnet, set_skip_strength
+from skipfold.resnet import resnet
 
 INPUT_SHAPE = (1, 28, 28)
 CLASSES = 10

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from skipfold.errors import ConfigError
-from skipfold.schedules import check_strength
+from skipfold.homotopy import Skip
 
 Shape = tuple[int, int, int]
 """(channels, height, width)."""
@@ -36,8 +36,6 @@ class SkipCNN(nn.Module):
     Raises ConfigError on a skip, share, t or layer that does not fit.
     """
 
-    t: torch.Tensor
-
     def __init__(
         self,
         input_shape: Shape,
@@ -64,7 +62,7 @@ class SkipCNN(nn.Module):
             for i, layer in enumerate(self.layers)
         )
         self.activation = activation or nn.Identity()
-        self.register_buffer("t", torch.tensor(check_strength(t)), persistent=False)
+        self.skip = Skip(t) if self.shares else None
 
     def sources(self, i: int) -> dict[int, float]:
         """Share of t with which layer `i` reads each skipped f^(k); empty where it has no skip."""
@@ -76,7 +74,7 @@ class SkipCNN(nn.Module):
             mixed = outputs[-1]
             if sources := self.sources(i):
                 skipped = sum(share * resample(outputs[k], self.shapes[i - 1]) for k, share in sources.items())
-                mixed = torch.lerp(mixed, skipped, self.t.to(mixed.dtype))
+                mixed = self.skip(mixed, skipped)
             output = convolution(mixed)
             outputs.append(self.activation(output) if i < len(self.layers) else output)
         return outputs[-1].flatten(1)

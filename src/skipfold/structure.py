@@ -117,7 +117,7 @@ class Structure:
 def watch(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, Structure]:
     """`module(x)`, without gradients, and the structure seen. Whatever `module` raises is let through."""
     watcher = _Watcher(module, x)
-    with torch.no_grad(), _paths(module, watcher.path), watcher:
+    with torch.no_grad(), paths(module, watcher.path), watcher:
         output = module(x)
     if isinstance(output, torch.Tensor) and not watcher.depends(output):
         watcher.note(False, "the output does not depend on the input by any operator", path="")
@@ -125,7 +125,7 @@ def watch(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, Structure]:
 
 
 @contextlib.contextmanager
-def _paths(module: nn.Module, path: list[str]) -> Iterator[None]:
+def paths(module: nn.Module, path: list[str]) -> Iterator[None]:
     """Keep the path of the submodule that runs at the end of `path`."""
 
     def leave(*_) -> None:

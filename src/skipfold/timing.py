@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from skipfold.collapse import collapse
+from skipfold.cropping import crop_dead_taps
 from skipfold.errors import DeviceError
+from skipfold.folding import fold_batchnorm
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.provenance import stamp
-from skipfold.resnet import crop_dead_taps, fold_batchnorm, remove_skips
+from skipfold.removal import strip
 from skipfold.training import arithmetic
 
 SAMPLE_SECONDS = 0.002
@@ -49,7 +51,7 @@ def contenders(device: torch.device) -> list[Contender]:
         found.append(_alone(name, "skips", _network(name, {"t": 0.5})))
         found.append(_alone(name, "add", _network(name, {"block": "add"})))
         at_zero = _network(name, {"t": 0.0})
-        removed = remove_skips(at_zero)
+        removed = strip(at_zero)
         folded = fold_batchnorm(removed)
         cropped = crop_dead_taps(folded, INPUT_SHAPE)
         for variant, module in (("skips_removed", removed), ("folded", folded), ("cropped", cropped)):

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from skipfold.cropping import crop_dead_taps
 from skipfold.data import Dataset, to_input
 from skipfold.errors import DeviceError
+from skipfold.homotopy import set_skip_strength
 from skipfold.networks import INPUT_SHAPE, build
-from skipfold.resnet import crop_dead_taps, set_skip_strength
 from skipfold.trial import Trial
 
 EVALUATION_BATCH = 2500

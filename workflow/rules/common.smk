@@ -46,13 +46,17 @@ def sources(*modules):
 CONFIG_FILES = ["config/config.yaml", f"config/{TIER}.yaml"]
 TRAINING = CONFIG_FILES + sources(
     "collapse",
+    "cropping",
     "data",
     "evaluation",
     "experiments",
+    "homotopy",
     "networks",
     "recursion",
+    "removal",
     "resnet",
     "schedules",
+    "structure",
     "sweep",
     "training",
     "trial",

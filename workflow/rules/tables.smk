@@ -5,7 +5,7 @@ rule timing:
     """Prediction time per image of every network; alone on the machine, so that nothing else is timed."""
     input:
         notebook="notebooks/timing.ipynb",
-        sources=SHOWING + sources("collapse", "resnet", "timing"),
+        sources=SHOWING + sources("collapse", "cropping", "folding", "homotopy", "removal", "resnet", "timing"),
     output:
         notebook=f"{RESULTS}/notebooks/timing.ipynb",
         table=f"{RESULTS}/tables/timing.csv",

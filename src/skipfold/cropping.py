@@ -1,0 +1,104 @@
+"""Convolutions without the taps of their kernels that only ever meet padding."""
+
+import copy
+
+import torch
+from torch import nn
+
+from skipfold.errors import SkipError
+from skipfold.subject import input_errors
+
+
+class CroppedConv2d(nn.Conv2d):
+    """A convolution whose kernel was cropped to the taps that meet its input; for one input size only."""
+
+    input_size: tuple[int, int]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if tuple(x.shape[-2:]) != self.input_size:
+            raise SkipError(
+                f"input of {tuple(x.shape[-2:])} given to a convolution whose dead taps were removed "
+                f"for {self.input_size}; crop the network again for this input size"
+            )
+        return super().forward(x)
+
+
+def crop_dead_taps(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
+    """A copy of `model` whose kernels keep only the taps that meet the input, for `input_shape` (C, H, W).
+
+    On a 1x1 map a 3x3 kernel with padding 1 has one live tap. The function and the gradients of what is kept are
+    unchanged; other input sizes are refused with SkipError.
+    """
+    model = copy.deepcopy(model)
+    sizes = _convolution_inputs(model, input_shape)
+    for path, size in sizes.items():
+        convolution = model.get_submodule(path)
+        if (cropped := _cropped(convolution, size)) is not None:
+            model.set_submodule(path, cropped)
+    return model
+
+
+def _convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+    """Height and width of what each convolution of `model` reads, where it reads one size only."""
+    sizes: dict[str, set[tuple[int, int]]] = {}
+
+    def note(path):
+        return lambda _, inputs: sizes.setdefault(path, set()).add(tuple(inputs[0].shape[-2:]))
+
+    hooks = [
+        module.register_forward_pre_hook(note(path))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    training = model.training
+    parameter = next(model.parameters())
+    zero = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
+    with torch.no_grad(), input_errors(zero):
+        model.eval()(zero)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return {path: seen.pop() for path, seen in sizes.items() if len(seen) == 1}
+
+
+def _live(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
+    """First and past-last tap that ever meets the input along one axis, and the padding that is left."""
+    steps = (size + 2 * padding - kernel) // stride + 1
+    taps = [k for k in range(kernel) if any(0 <= o * stride + k - padding < size for o in range(steps))]
+    taps = taps or range(kernel)  # every output meets padding only: nothing to gain
+    first, last = min(taps), max(taps) + 1
+    return first, last, padding - first
+
+
+def _cropped(convolution: nn.Conv2d, size: tuple[int, int]) -> CroppedConv2d | None:
+    """The cropped convolution, or None where every tap is live or the crop cannot be written as one."""
+    if convolution.dilation != (1, 1) or convolution.padding_mode != "zeros":
+        return None
+    if isinstance(convolution.padding, str) or type(convolution) is not nn.Conv2d:
+        return None
+    axes = list(zip(size, convolution.kernel_size, convolution.stride, convolution.padding, strict=True))
+    live = [_live(*axis) for axis in axes]
+    kernel = tuple(last - first for first, last, _ in live)
+    if kernel == convolution.kernel_size:
+        return None
+    padding = tuple(pad for _, _, pad in live)
+    for (side, old, stride, pad), new, left in zip(axes, kernel, padding, strict=True):
+        if left < 0 or (side + 2 * left - new) // stride != (side + 2 * pad - old) // stride:
+            return None
+    cropped = CroppedConv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        kernel,
+        convolution.stride,
+        padding,
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+        device="meta",
+    )
+    (top, bottom, _), (left, right, _) = live
+    weight = convolution.weight.detach()[:, :, top:bottom, left:right].clone(memory_format=torch.contiguous_format)
+    cropped.weight = nn.Parameter(weight, requires_grad=convolution.weight.requires_grad)
+    if convolution.bias is not None:
+        cropped.bias = convolution.bias
+    cropped.input_size = size
+    return cropped.train(convolution.training)

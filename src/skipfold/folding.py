@@ -1,0 +1,282 @@
+"""Affine layers that follow or meet each other, as one layer: BatchNorms, convolutions, the weights of skips."""
+
+import copy
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from skipfold.chains import CONVOLUTIONS, collapse_convolution
+from skipfold.cropping import CroppedConv2d
+from skipfold.equality import Equality, certify
+from skipfold.errors import CollapseError, SkipError
+from skipfold.homotopy import ADDS, Skip
+from skipfold.subject import first_line
+
+CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
+"""By exact type: a subclass may do something else to its weights."""
+
+TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
+BATCHNORM = nn.modules.batchnorm._BatchNorm
+
+
+def fold_affine(
+    model: nn.Module, example: torch.Tensor | Sequence[int], *, export: bool = True
+) -> tuple[nn.Module, Equality]:
+    """A copy of `model` in eval mode in which neighbouring affine layers are one, and the certificate.
+
+    For a network whose skips stay, at any t: a BatchNorm goes into the convolution or linear layer before it, a
+    convolution without padding into the convolution before it (the kernel grows), a linear layer into the one before,
+    the weights of a Skip into what it adds, and parallel convolutions of one input, of which the identity is one, into
+    one kernel where they fit. What is not affine stays, and so does what no one convolution is: zeros put between two
+    of them are no zeros of the input. Read by torch.fx, so the result is a torch.fx.GraphModule; t is fixed in it.
+
+    Raises SkipError where torch.fx cannot read the network, or where the result is not the same function.
+    """
+
+    def convert(source: nn.Module) -> nn.Module:
+        return fold(copy.deepcopy(source).eval())
+
+    return convert(model), certify("fold_affine", model, convert, example, export=export)
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode with every BatchNorm that follows a convolution or linear layer folded into it.
+
+    Not certified. Raises SkipError where torch.fx cannot read the network.
+    """
+    model = copy.deepcopy(model).eval()
+    _fold_batchnorms(model, _read(model))
+    for module in list(model.modules()):
+        if isinstance(module, nn.Sequential):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Identity) and len(module) > 1:
+                    delattr(module, name)
+    return model
+
+
+def fold(model: nn.Module) -> fx.GraphModule:
+    """`fold_affine` without a copy and a certificate."""
+    graph = _read(model)
+    _fold_batchnorms(model, graph)
+    whole = fx.GraphModule(model, graph, type(model).__name__)
+    while any(_folded(whole, node) for node in list(whole.graph.nodes)):
+        whole.graph.eliminate_dead_code()
+        whole.delete_all_unused_submodules()
+    whole.graph.lint()
+    whole.recompile()
+    return whole.eval()
+
+
+class _Layers(fx.Tracer):
+    """Reads a whole network, down to torch's own layers."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, Skip | CroppedConv2d) or super().is_leaf_module(module, path)
+
+
+def _read(model: nn.Module) -> fx.Graph:
+    try:
+        return _Layers().trace(model)
+    except Exception as error:  # whatever a forward does with the proxies of torch.fx
+        raise SkipError(
+            f"torch.fx cannot read the network ({first_line(error)}); rewrite its forward without branches on values, "
+            "or do without folding"
+        ) from error
+
+
+def _fold_batchnorms(model: nn.Module, graph: fx.Graph) -> None:
+    """Each BatchNorm into the layer before it, in `model`; an identity stays in its place."""
+    for node in graph.nodes:
+        pair = _pair(model, node)
+        if pair is None or not isinstance(pair[1], BATCHNORM) or pair[1].running_mean is None:
+            continue
+        layer, norm = pair
+        if type(layer) in CONVOLVING:
+            folded = fuse_conv_bn_eval(layer, norm)
+        elif type(layer) in TRANSPOSED and layer.groups == 1:
+            folded = fuse_conv_bn_eval(layer, norm, transpose=True)
+        elif type(layer) is nn.Linear:
+            folded = fuse_linear_bn_eval(layer, norm)
+        else:
+            continue
+        model.set_submodule(node.args[0].target, folded)
+        model.set_submodule(node.target, nn.Identity())
+
+
+def _pair(model: nn.Module, node: fx.Node) -> tuple[nn.Module, nn.Module] | None:
+    """The module of the node before and of `node`, where neither is used elsewhere."""
+    if node.op != "call_module" or len(node.args) != 1 or node.args[0].op != "call_module":
+        return None
+    before = node.args[0]
+    if len(before.users) > 1 or any(_uses(node.graph, each) > 1 for each in (before, node)):
+        return None
+    return model.get_submodule(before.target), model.get_submodule(node.target)
+
+
+def _uses(graph: fx.Graph, node: fx.Node) -> int:
+    return sum(other.op == "call_module" and other.target == node.target for other in graph.nodes)
+
+
+def _folded(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` was folded into its neighbours."""
+    return _without_effect(whole, node) or _chained(whole, node) or _weighted(whole, node) or _joined(whole, node)
+
+
+def _without_effect(whole: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module" or len(node.args) != 1:
+        return False
+    if not isinstance(whole.get_submodule(node.target), nn.Identity | nn.modules.dropout._DropoutNd):
+        return False
+    node.replace_all_uses_with(node.args[0])
+    whole.graph.erase_node(node)
+    return True
+
+
+def _chained(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """A convolution into the convolution before it, a linear layer into the linear layer before it."""
+    pair = _pair(whole, node)
+    if pair is None:
+        return False
+    before, after = pair
+    if type(before) is nn.Linear and type(after) is nn.Linear:
+        one = _linear_chain(before, after)
+    elif type(before) in CONVOLUTIONS and type(after) in CONVOLUTIONS:
+        try:
+            one, _ = collapse_convolution(nn.Sequential(before, after))
+        except CollapseError:
+            return False
+    else:
+        return False
+    whole.set_submodule(node.args[0].target, one)
+    node.replace_all_uses_with(node.args[0])
+    whole.graph.erase_node(node)
+    return True
+
+
+def _linear_chain(before: nn.Linear, after: nn.Linear) -> nn.Linear:
+    one = nn.Linear(before.in_features, after.out_features, device="meta")
+    first, second = before.weight.detach().double(), after.weight.detach().double()
+    bias = torch.zeros(len(second), dtype=torch.float64, device=second.device)
+    if before.bias is not None:
+        bias = bias + second @ before.bias.detach().double()
+    if after.bias is not None:
+        bias = bias + after.bias.detach().double()
+    dtype = before.weight.dtype
+    one.weight, one.bias = nn.Parameter((second @ first).to(dtype)), nn.Parameter(bias.to(dtype))
+    return one
+
+
+def _weighted(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """A Skip as an addition; its weights go into the layers before it, where there are any."""
+    if node.op != "call_module" or not isinstance(skip := whole.get_submodule(node.target), Skip):
+        return False
+    weights = [float(weight) for weight in skip.pair(torch.float64)]
+    sides = [
+        (side, 1.0 if _scaled(whole, side, weight) else weight)
+        for side, weight in zip(node.args, weights, strict=True)
+        if weight
+    ]
+    sides.sort(key=lambda item: item[1] != 1)
+    with whole.graph.inserting_before(node):
+        result, weight = sides[0]
+        if weight != 1:
+            result = whole.graph.call_function(operator.mul, (result, weight))
+        for other, alpha in sides[1:]:
+            result = whole.graph.call_function(torch.add, (result, other), {"alpha": alpha})
+    node.replace_all_uses_with(result)
+    whole.graph.erase_node(node)
+    return True
+
+
+def _scaled(whole: fx.GraphModule, node: fx.Node, weight: float) -> bool:
+    """Whether the layer at `node` could be multiplied by `weight`: it is one, and nothing else reads it."""
+    if node.op != "call_module" or len(node.users) > 1 or _uses(whole.graph, node) > 1:
+        return False
+    layer = whole.get_submodule(node.target)
+    if type(layer) not in CONVOLVING | TRANSPOSED | {nn.Linear}:
+        return False
+    layer.weight = nn.Parameter(layer.weight.detach() * weight)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach() * weight)
+    return True
+
+
+def _joined(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """The sum of two convolutions of one input, one of which may be the input itself, as one convolution."""
+    sides = [side for side in node.args if isinstance(side, fx.Node)]
+    if node.target not in ADDS or len(sides) != 2:
+        return False
+    layers = [_convolution(whole, side) for side in sides]
+    alpha = float(node.kwargs.get("alpha", 1))
+    if alpha != 1 and layers[1] is not None:
+        return False
+    for i, (layer, other) in enumerate(zip(layers, reversed(layers), strict=True)):
+        if layer is None and other is not None and sides[1 - i].args[0] is sides[i]:
+            layers[i] = _identity(other, alpha if i else 1.0)
+            break
+    else:
+        if None in layers or sides[0].args[0] is not sides[1].args[0]:
+            return False
+    if None in layers:
+        return False
+    large, small = sorted(layers, key=lambda layer: layer.kernel_size, reverse=True)
+    if not _fits(small, large):
+        return False
+    place = next(side for side in sides if _convolution(whole, side) is not None)
+    whole.set_submodule(place.target, _sum(large, small))
+    node.replace_all_uses_with(place)
+    whole.graph.erase_node(node)
+    return True
+
+
+def _convolution(whole: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The convolution at `node`, where nothing but one addition reads it."""
+    if node.op != "call_module" or len(node.users) > 1 or _uses(whole.graph, node) > 1:
+        return None
+    layer = whole.get_submodule(node.target)
+    return layer if type(layer) in CONVOLUTIONS else None
+
+
+def _identity(like: nn.Module, weight: float) -> nn.Module | None:
+    """`weight` times the identity as a convolution of one tap; None where `like` changes size or channels."""
+    axes = len(like.kernel_size)
+    if like.in_channels != like.out_channels or set(like.stride) != {1}:
+        return None
+    one = type(like)(like.in_channels, like.in_channels, 1, groups=like.groups, bias=False).to(like.weight)
+    eye = weight * torch.eye(like.in_channels // like.groups).repeat(like.groups, 1)
+    one.weight = nn.Parameter(eye.reshape(*eye.shape, *[1] * axes).to(like.weight))
+    return one
+
+
+def _fits(small: nn.Module, large: nn.Module) -> bool:
+    """Whether the taps of `small` are taps of `large` on the same input."""
+    if any(isinstance(layer.padding, str) or layer.padding_mode != "zeros" for layer in (small, large)):
+        return False
+    if type(small) is not type(large) or small.groups != large.groups or small.stride != large.stride:
+        return False
+    if small.dilation != large.dilation and max(small.kernel_size) > 1:
+        return False
+    for i, dilation in enumerate(large.dilation):
+        shift, rest = divmod(large.padding[i] - small.padding[i], dilation)
+        sizes = large.kernel_size[i], small.kernel_size[i]
+        spare = dilation * (sizes[0] - 1) - 2 * large.padding[i]
+        if rest or not 0 <= shift <= sizes[0] - sizes[1]:
+            return False
+        if spare != small.dilation[i] * (sizes[1] - 1) - 2 * small.padding[i]:
+            return False
+    return True
+
+
+def _sum(large: nn.Module, small: nn.Module) -> nn.Module:
+    one = copy.deepcopy(large)
+    weight = large.weight.detach().clone()
+    shifts = [(large.padding[i] - small.padding[i]) // large.dilation[i] for i in range(len(large.kernel_size))]
+    place = tuple(slice(shift, shift + size) for shift, size in zip(shifts, small.kernel_size, strict=True))
+    weight[(slice(None), slice(None), *place)] += small.weight.detach()
+    one.weight = nn.Parameter(weight)
+    biases = [layer.bias.detach() for layer in (large, small) if layer.bias is not None]
+    one.bias = nn.Parameter(sum(biases)) if biases else None
+    return one

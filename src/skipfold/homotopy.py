@@ -1,0 +1,286 @@
+"""Skip connections with a strength t, in any network whose blocks add what they skip."""
+
+import copy
+import itertools
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import fx, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from skipfold.equality import Equality, additions, certify
+from skipfold.errors import ConfigError, SkipError
+from skipfold.schedules import check_strength
+from skipfold.subject import first_line
+
+ORDER = {
+    BasicBlock: ("conv1", "bn1", "relu", "conv2", "bn2"),
+    Bottleneck: ("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3"),
+}
+"""The layers of F in torchvision's residual blocks."""
+
+WEIGHTS = {
+    "convex": lambda t: (1 - t, t),
+    "variance": lambda t: ((1 - t * t).sqrt(), t),
+}
+"""Weights of F(x) and skip(x) at skip strength t: the paper's, and the pair whose squares sum to 1."""
+
+ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+class Skip(nn.Module):
+    """(1 - t) F(x) + t skip(x), from F(x) and skip(x) of one shape, any floating dtype; the paper's homotopy.
+
+    t = 0 has no skip, t = 1 the skip alone; with weights "variance" the two are sqrt(1 - t^2) and t. At equal weights
+    (t = 1/2, or 1/sqrt(2)) this is the ordinary sum times that weight; `normalize` divides both by the larger one, so
+    that there it is the ordinary sum and at t = 0 still F(x).
+
+    t is a 0-dim float32 buffer, changed in place, so that a captured CUDA graph follows it. It is part of the
+    state_dict; one that lacks it, as a pretrained network's does, leaves it as it is.
+    """
+
+    t: torch.Tensor
+
+    def __init__(self, t: float = 0.5, weights: str = "convex", normalize: bool = False):
+        super().__init__()
+        if weights not in WEIGHTS:
+            raise ConfigError(f"weights: {weights!r} given; allowed are {', '.join(WEIGHTS)}")
+        self.weights, self.normalize = weights, normalize
+        self.register_buffer("t", torch.tensor(check_strength(t), dtype=torch.float32))
+
+    def forward(self, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        if self.weights == "convex" and not self.normalize:
+            return torch.lerp(branch, skip, self.t.to(branch.dtype))
+        of_branch, of_skip = self.pair(branch.dtype)
+        return of_branch * branch + of_skip * skip
+
+    def pair(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of F(x) and of skip(x), 0-dim."""
+        pair = WEIGHTS[self.weights](self.t.to(dtype))
+        return tuple(weight / torch.maximum(*pair) for weight in pair) if self.normalize else pair
+
+    def extra_repr(self) -> str:
+        return f"t={float(self.t):g}, weights={self.weights!r}, normalize={self.normalize}"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        state_dict.setdefault(f"{prefix}t", self.t)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class HomotopyBlock(nn.Module):
+    """A basic or bottleneck block of torchvision's ResNets that gives relu((1 - t) F(x) + t skip(x)).
+
+    Holds the block's own layers under their own names; its projection, if any, belongs to the skip.
+    """
+
+    def __init__(self, block: BasicBlock | Bottleneck, skip: Skip):
+        super().__init__()
+        self.order = ORDER[type(block)]
+        for name, child in block.named_children():
+            self.add_module(name, child)
+        self.downsample = block.downsample
+        self.skip = skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        out = x
+        for name in self.order:
+            out = getattr(self, name)(out)
+        return self.relu(self.skip(out, skip))
+
+
+def to_homotopy(
+    model: nn.Module,
+    example: torch.Tensor | Sequence[int],
+    *,
+    t: float = 0.5,
+    weights: str = "convex",
+    normalize: bool = False,
+    leave: Collection[str] = (),
+    export: bool = True,
+) -> tuple[nn.Module, Equality]:
+    """A copy of `model` with skip strength t in every residual block, and the certificate that it is the same network.
+
+    Blocks of torchvision's ResNets are known; in other modules (timm's ResNets, your own) the additions of a residual
+    and a skip are found by torch.fx, the skip being the side with fewer weight layers. Parameters keep their names, so
+    pretrained weights load before or after. `weights` and `normalize` as in Skip: with `normalize` the network at equal
+    weights is the original. Modules whose paths are in `leave` are left as they are.
+
+    `example` is a batch, or the shape of one sample. The certificate compares the rewired network, normalized and at
+    equal weights, with `model`, and unless `export` is False with what torch.export makes of it. Raises SkipError where
+    no skip is found, or one that has its strength, or a module that adds cannot be read, ConfigError on bad values,
+    InputShapeError and WeightsError where `model` cannot be run.
+    """
+    if held := skips(model):
+        raise SkipError(f"the network has skip strengths already, in {', '.join(held)}; use set_skip_strength")
+    among = set(additions(model, example)) - set(leave)
+
+    def convert(source: nn.Module) -> nn.Module:
+        return insert_skips(copy.deepcopy(source), t=0.5, normalize=True, among=among)
+
+    result = insert_skips(copy.deepcopy(model), t, weights, normalize, among)
+    return result, certify("to_homotopy", model, convert, example, export=export)
+
+
+def insert_skips(
+    model: nn.Module,
+    t: float = 0.5,
+    weights: str = "convex",
+    normalize: bool = False,
+    among: Collection[str] | None = None,
+) -> nn.Module:
+    """`model` with a Skip in place of each residual addition, changed in place and not certified; see to_homotopy.
+
+    Only modules whose paths are in `among` are read; None means all.
+    """
+    Skip(t, weights, normalize)  # refuses bad values before anything is changed
+    done: dict[int, nn.Module] = {}
+    modules = sorted(model.named_modules(remove_duplicate=False), key=lambda item: (not item[0], -item[0].count(".")))
+    for path, module in modules:  # the innermost first, the whole network last
+        if _settled(module) or (among is not None and path not in among):
+            continue
+        try:
+            converted = done.get(id(module)) or _converted(module, lambda: Skip(t, weights, normalize))
+        except Exception as error:  # whatever a forward does with the proxies of torch.fx
+            raise SkipError(
+                f"{path or 'network'}: torch.fx cannot read this {type(module).__name__} ({first_line(error)}); "
+                "rewrite its forward without branches on values, or name it in leave if it adds no skip"
+            ) from error
+        if converted is not None:
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise SkipError(f"{path or 'network'}: has forward hooks, which would be lost; remove them first")
+            done[id(module)] = converted
+            if not path:
+                return converted
+            model.set_submodule(path, converted)
+    if not skips(model):
+        raise SkipError("no skip connection found: no block adds its input, or a projection of it, to what it computes")
+    return model
+
+
+def _settled(module: nn.Module) -> bool:
+    """Whether `module` is known to add no skip itself: a layer of torch's own, a ResNet around its blocks."""
+    own = type(module).__module__.startswith("torch.nn.") or type(module) is ResNet
+    return own or isinstance(module, Skip | HomotopyBlock)
+
+
+def _converted(module: nn.Module, skip) -> nn.Module | None:
+    """`module` with its skips weighted, in its own mode; None where it adds none."""
+    if type(module) in ORDER:
+        return HomotopyBlock(module, skip()).train(module.training)
+    graph = _Shallow().trace(module)
+    adds = [(node, first) for node in graph.nodes if (first := _residual(module, node)) is not None]
+    if not adds:
+        return None
+    for node, first in adds:
+        name = next(name for name in names("skip") if not hasattr(module, name))
+        module.add_module(name, skip())
+        with graph.inserting_after(node):
+            weighted = graph.call_module(name, (node.args[first], node.args[1 - first]))
+        node.replace_all_uses_with(weighted)
+        graph.erase_node(node)
+    return fx.GraphModule(module, graph, type(module).__name__).train(module.training)
+
+
+def names(stem: str) -> Iterator[str]:
+    """stem, stem_1, stem_2, ..."""
+    return itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
+
+
+class _Shallow(fx.Tracer):
+    """Reads one module's own forward; its submodules stay whole."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return True
+
+
+def _residual(module: nn.Module, node: fx.Node) -> int | None:
+    """Which argument of `node` is F where it adds F and skip: both read one value, F through more weight layers."""
+    sides = node.args
+    if node.target not in ADDS or node.kwargs or len(sides) != 2 or not all(isinstance(s, fx.Node) for s in sides):
+        return None
+    sources = [_sources(side) for side in sides]
+    shared = sources[0] & sources[1]
+    if all(source.op == "get_attr" for source in shared):
+        return None
+    layers = [sum(_weight_layers(module, source) for source in mine - shared) for mine in sources]
+    return None if layers[0] == layers[1] else layers.index(max(layers))
+
+
+def _sources(node: fx.Node) -> set[fx.Node]:
+    """`node` and everything that it is computed from."""
+    found, waiting = set(), [node]
+    while waiting:
+        source = waiting.pop()
+        if source not in found:
+            found.add(source)
+            waiting += source.all_input_nodes
+    return found
+
+
+def _weight_layers(module: nn.Module, node: fx.Node) -> int:
+    """Weights of at least two axes (of convolutions, linear layers) that `node` uses."""
+    if node.op == "call_module":
+        return sum(weight.dim() > 1 for weight in module.get_submodule(node.target).parameters())
+    if node.op == "get_attr":
+        return int(isinstance(held := operator.attrgetter(node.target)(module), nn.Parameter) and held.dim() > 1)
+    return 0
+
+
+def skips(model: nn.Module) -> dict[str, Skip]:
+    """Every Skip of `model` by its path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Skip)}
+
+
+def skip_strengths(model: nn.Module) -> dict[str, float]:
+    """t of every Skip by its path."""
+    return {path: float(skip.t) for path, skip in skips(model).items()}
+
+
+def set_skip_strength(model: nn.Module, t: float | Mapping[str, float]) -> None:
+    """Set t in every Skip of `model`, or in those named by path, in place.
+
+    Raises ConfigError, before anything is set, on a t outside [0, 1] and on a path without a Skip.
+    """
+    held = skips(model)
+    if not isinstance(t, Mapping):
+        t = dict.fromkeys(held, check_strength(t))
+    if unknown := [path for path in t if path not in held]:
+        raise ConfigError(f"t: no Skip at {', '.join(unknown)}; there are {', '.join(held) or 'none'}")
+    for path, strength in t.items():
+        check_strength(strength, f"t of {path}")
+    for path, strength in t.items():
+        held[path].t.fill_(strength)
+
+
+class StrengthScheduler:
+    """Sets t by a schedule in a hand-written loop, as torch's learning-rate schedulers set the rate.
+
+    `schedule` is a callable of the time, such as a Schedule, or one for each Skip by its path. t is set at once for
+    time 0, and by each `step()`, after an epoch or after an optimizer step, for the next time. Raises ConfigError on
+    an unknown path and on a t outside [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, schedule: Callable[[int], float] | Mapping[str, Callable[[int], float]]):
+        self.model, self.schedule, self.time = model, schedule, 0
+        self._set()
+
+    def step(self) -> None:
+        """Go on by one unit of time."""
+        self.time += 1
+        self._set()
+
+    def _set(self) -> None:
+        by_path = isinstance(self.schedule, Mapping)
+        t = {path: at(self.time) for path, at in self.schedule.items()} if by_path else self.schedule(self.time)
+        set_skip_strength(self.model, t)
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run needs: the time."""
+        return {"time": self.time}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from the time of `state`."""
+        self.time = state["time"]
+        self._set()

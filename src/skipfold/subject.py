@@ -1,0 +1,92 @@
+"""The module that something is made of: its sample's shape, its dtype and device, a copy to compare with."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from skipfold.errors import InputShapeError, SkipfoldError, WeightsError
+
+Shape = tuple[int, ...]
+
+
+def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None."""
+    memo = {}
+    for parameter in module.parameters():
+        values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
+        memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
+    for buffer in module.buffers():
+        floating = dtype is not None and buffer.is_floating_point()
+        memo[id(buffer)] = buffer.detach().to(dtype if floating else buffer.dtype, copy=True)
+    return copy.deepcopy(module, memo).eval()
+
+
+def sample_shape(example: torch.Tensor | Sequence[int]) -> Shape:
+    """The shape of one sample from it or from a batch; raises InputShapeError."""
+    shape = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise InputShapeError(
+            f"shape {shape} of one sample given; sizes of at least 1, without the batch, are allowed, e.g. (1, 28, 28)"
+        )
+    return shape
+
+
+def dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -> tuple[torch.dtype, torch.device]:
+    """Of the weights, or of an example tensor where there are none; raises WeightsError."""
+    parameters = dict(module.named_parameters())
+    held = parameters | dict(module.named_buffers())
+    for path, tensor in held.items():
+        if nn.parameter.is_lazy(tensor):
+            raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
+        if tensor.is_complex() or (path in parameters and not tensor.is_floating_point()):
+            raise WeightsError(f"{path}: {tensor.dtype} weights given; floating-point ones are allowed, use .float()")
+        if tensor.is_floating_point() and not _finite(tensor):
+            raise WeightsError(f"{path}: holds NaN or infinity; collapse a network with finite weights")
+    floating = [tensor for tensor in held.values() if tensor.is_floating_point()]
+    devices = {str(tensor.device) for tensor in held.values()}
+    if len(devices) > 1:
+        raise WeightsError(f"weights on several devices given ({', '.join(sorted(devices))}); move them to one")
+    if floating:
+        return floating[0].dtype, floating[0].device
+    if isinstance(example, torch.Tensor) and example.is_floating_point():
+        return example.dtype, example.device
+    raise WeightsError("the module has no weights that tell dtype and device; give a floating-point tensor as example")
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """By the extremes, which NaN and infinity reach: no mask as large as the weights."""
+    return not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
+
+
+@contextlib.contextmanager
+def certifying(device: torch.device) -> Iterator[None]:
+    """Full precision: no TF32, no autocast; and outside of inference mode, which records no gradients."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def input_errors(x: torch.Tensor) -> Iterator[None]:
+    """What a module raises on the input `x` becomes an InputShapeError; SkipfoldErrors are let through."""
+    try:
+        yield
+    except SkipfoldError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        raise InputShapeError(
+            f"the module does not take an input of shape {list(x.shape)}: {first_line(error)}; "
+            "give the shape of one sample, without the batch, or a batch as example"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What `error` says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,23 @@
+"""Networks and inputs that several tests take."""
+
+import torch
+from torch import nn
+
+
+def unsettled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """`model` in eval mode and float64, its BatchNorms as after training: statistics, weight and bias off default."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for values, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.5, 0.5),
+            ):
+                values.uniform_(low, high, generator=generator)
+    return model.double().eval()
+
+
+def images(count=2, side=28):
+    return torch.rand(count, 1, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

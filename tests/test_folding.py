@@ -1,0 +1,135 @@
+"""Neighbouring affine layers as one layer are the same function."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import images, unsettled
+from test_recursion import property_test
+from torch import nn
+from torch.nn import functional as F
+
+from skipfold.errors import SkipError
+from skipfold.folding import fold, fold_affine, fold_batchnorm
+from skipfold.homotopy import Skip, insert_skips
+from skipfold.removal import strip
+from skipfold.resnet import resnet
+
+
+def test_folded_batchnorm_is_the_same_function():
+    model = unsettled(resnet("resnet18", t=0.3))
+    folded = fold_batchnorm(model)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        expected = model(images())
+        torch.testing.assert_close(folded(images()), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(fold_batchnorm(folded)(images()), expected, rtol=1e-12, atol=1e-12)
+        plain = fold_batchnorm(strip(unsettled(resnet("resnet18", t=0.0))))
+    assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+class Parallel(nn.Module):
+    """(1 - t) of one convolution and t of another, or of the identity, of one input."""
+
+    def __init__(self, kernels, stride=1, dilation=1, groups=1, identity=False, t=0.3):
+        super().__init__()
+        large, small = kernels
+        self.large = nn.Conv2d(4, 4, large, stride, dilation * (large // 2), dilation, groups)
+        self.small = None if identity else nn.Conv2d(4, 4, small, stride, dilation * (small // 2), dilation, groups)
+        self.skip = Skip(t)
+
+    def forward(self, x):
+        return self.skip(self.large(x), x if self.small is None else self.small(x))
+
+
+@property_test(60)
+@given(
+    st.sampled_from([(3, 1), (1, 3), (5, 3), (3, 3), (1, 1)]),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.25, 1.0]),
+)
+def test_parallel_convolutions_are_one(kernels, stride, dilation, groups, identity, t):
+    if identity and stride == 2:
+        return
+    model = Parallel(kernels, stride, dilation, groups, identity, t).double()
+    whole = fold(copy.deepcopy(model).eval())
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    torch.testing.assert_close(whole(x), model(x), rtol=0, atol=1e-12)
+    if t != 1 or not identity:
+        assert [type(m) for m in whole.children()] == [nn.Conv2d]
+
+
+def test_convolutions_that_do_not_fit_stay_two():
+    model = Parallel((3, 1)).double()
+    model.small = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect").double()
+    whole, certificate = fold_affine(model, (4, 6, 6))
+    assert len([m for m in whole.modules() if isinstance(m, nn.Conv2d)]) == 2 and certificate.additions == 1
+
+
+def test_a_chain_of_affine_layers_is_one():
+    layers = [nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.Dropout(), nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)]
+    model = unsettled(nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(36, 5), nn.Linear(5, 3, bias=False)))
+    whole, certificate = fold_affine(model, (2, 8, 8))
+    assert [type(m) for m in whole.children()] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
+    assert certificate.max_error < 1e-9 and certificate.exported_error < 1e-9
+
+
+def test_padding_between_convolutions_keeps_them_apart():
+    whole = fold(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 3, padding=1)).double().eval())
+    assert [type(m) for m in whole.children()] == [nn.Conv2d, nn.Conv2d]
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_a_resnet_at_any_strength_is_folded(t):
+    whole, certificate = fold_affine(unsettled(resnet("resnet18", t=t)), (1, 28, 28), export=False)
+    assert certificate.max_error < 1e-9 and certificate.repeated_error < 1e-9
+    assert not [m for m in whole.modules() if isinstance(m, Skip | nn.BatchNorm2d)]
+    assert certificate.additions == (0 if t in (0.0, 1.0) else 8)
+
+
+def test_transposed_convolutions_and_linear_layers_take_their_batchnorm():
+    model = nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(100, 3), nn.BatchNorm1d(3)
+    )
+    model = unsettled(model)
+    folded = fold_batchnorm(model)
+    x = torch.randn(3, 2, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-12)
+    assert [type(m) for m in folded] == [nn.ConvTranspose2d, nn.Flatten, nn.Linear]
+    grouped = unsettled(nn.Sequential(nn.ConvTranspose2d(2, 4, 3, 2, groups=2), nn.BatchNorm2d(4)))
+    torch.testing.assert_close(fold_batchnorm(grouped)(x), grouped(x), rtol=0, atol=1e-12)
+
+
+def test_a_layer_that_is_used_twice_keeps_its_batchnorm():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            return self.bn(self.conv(F.relu(self.bn(self.conv(x)))))
+
+    model = unsettled(Twice())
+    assert isinstance(fold_batchnorm(model).bn, nn.BatchNorm2d)
+
+
+def test_a_network_that_torch_fx_cannot_read_is_refused():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(SkipError, match=r"torch\.fx cannot read the network"):
+        fold_affine(nn.Sequential(nn.Linear(2, 2), Branching()), (2,))
+
+
+def test_folding_leaves_its_argument_alone():
+    model = insert_skips(unsettled(resnet("resnet18", block="add")), t=0.3).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fold_affine(model, (1, 28, 28), export=False)
+    assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -1,0 +1,188 @@
+"""Skips are taken out at t = 0 only, and what is left is the same function."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from samples import images, unsettled
+from torch import fx, nn
+
+from skipfold.collapse import collapse
+from skipfold.errors import NotAffineError, SkipError
+from skipfold.homotopy import Skip, set_skip_strength, skip_strengths, skips, to_homotopy
+from skipfold.networks import INPUT_SHAPE, build
+from skipfold.recursion import Layer, SkipCNN
+from skipfold.removal import remove_skips, strip
+from skipfold.resnet import resnet
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_removed_skips_leave_the_same_function(name):
+    model = unsettled(resnet(name, t=0.0))
+    plain = strip(model)
+    assert not skip_strengths(plain)
+    assert not [path for path, _ in plain.named_modules() if "downsample" in path]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images()), model(images()), rtol=1e-12, atol=1e-12)
+
+
+def test_removal_is_idempotent_and_leaves_its_argument_alone():
+    model = unsettled(resnet("resnet18", t=0.0))
+    once = strip(model)
+    twice = strip(once)
+    assert len(skip_strengths(model)) == 8
+    assert list(once.state_dict()) == list(twice.state_dict())
+    with torch.no_grad():
+        assert torch.equal(once(images()), twice(images()))
+        next(once.parameters()).zero_()
+    assert next(model.parameters()).any() and next(twice.parameters()).any()
+
+
+def test_removal_at_other_strengths_names_the_blocks():
+    model = resnet("resnet18", t=0.0)
+    model.layer2[0].skip.t.fill_(0.5)
+    model.layer4[1].skip.t.fill_(0.125)
+    with pytest.raises(SkipError, match=r"layer2\.0\.skip \(t = 0\.5\), layer4\.1\.skip \(t = 0\.125\)") as caught:
+        strip(model)
+    assert "layer1.0" not in str(caught.value)
+
+
+def test_removal_from_a_recursion_needs_t_0_too():
+    model = SkipCNN((1, 4, 4), [Layer(1, 1)] * 2, [(0, 2)], t=0.5)
+    with pytest.raises(SkipError, match=r"skip \(t = 0\.5\)"):
+        strip(model)
+
+
+def test_remove_skips_of_a_skip_cnn_leaves_none():
+    """At t = 0 the recursion without its skips is the same function."""
+    model = build("cnn3", {"t": 0.0, "width": 2})
+    plain = strip(model)
+    x = torch.rand(3, 1, 28, 28)
+    assert plain.shares == {} and model.shares != {}
+    torch.testing.assert_close(plain(x), model(x))
+
+
+ZOO = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "mobilenet_v2",
+    "mnasnet0_5",
+    "regnet_y_400mf",
+    "efficientnet_b0",
+]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_torchvisions_networks_lose_their_skips(name):
+    model = torchvision.models.get_model(name, weights=None, num_classes=7).eval()
+    homotopy, certificate = to_homotopy(model, (3, 32, 32), t=0.0, export=False)
+    assert certificate.max_error < 1e-9
+    homotopy.load_state_dict(model.state_dict())
+    assert len(skips(homotopy)) == certificate.additions > 7
+    plain, certificate = remove_skips(homotopy, (3, 32, 32), export=False)
+    assert certificate.max_error < 1e-9 and certificate.repeated_error < 1e-9 and certificate.own_error < 1e-4
+    assert certificate.additions == 0
+    assert not [m for m in plain.modules() if isinstance(m, Skip | nn.modules.batchnorm._BatchNorm)]
+    assert not [path for path, _ in plain.named_modules() if "downsample" in path]
+    assert all(parameter.is_contiguous() for parameter in plain.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet26t", "seresnet50", "skresnet18"])
+def test_timms_networks_lose_their_skips(name):
+    homotopy, _ = to_homotopy(timm.create_model(name, num_classes=5).eval(), (3, 32, 32), t=0.0, export=False)
+    plain, certificate = remove_skips(homotopy, (3, 32, 32), export=False)
+    assert certificate.max_error < 1e-9 and not skips(plain)
+
+
+def test_removal_folds_crops_and_is_certified_after_export():
+    model = unsettled(resnet("resnet18", t=0.0)).float()
+    plain, certificate = remove_skips(model, INPUT_SHAPE, crop=True)
+    assert certificate.max_error < 1e-9 and certificate.exported_error < 1e-4 and certificate.additions == 0
+    assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert isinstance(plain.layer1[0], nn.Sequential) and plain.layer4[1].conv1.kernel_size == (1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images().float()), model(images().float()), rtol=1e-4, atol=1e-5)
+    with pytest.raises(SkipError, match="crop the network again"):
+        plain(images(side=64).float())
+    assert "export" in str(certificate) and certificate.as_dict()["operation"] == "remove_skips"
+
+
+def test_a_chain_keeps_its_projection_gate_where_it_belongs_to_the_residual():
+    """Squeeze-and-excitation multiplies the residual: it stays, in a block that is no chain, without an addition."""
+    homotopy, _ = to_homotopy(timm.create_model("seresnet18", num_classes=5).eval(), (3, 32, 32), t=0.0, export=False)
+    plain = strip(homotopy)
+    assert [path for path, _ in plain.named_modules() if path.endswith(".se")]
+
+
+class InPlace(nn.Module):
+    """What the skip does in place changes what the residual reads: without the skip it is another function."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.project, self.linear = nn.ReLU(inplace=True), nn.Identity(), nn.Linear(4, 4)
+        self.more = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.more(x)
+        skip = self.project(self.relu(x))
+        return self.linear(x) + skip
+
+
+def test_a_removal_that_changes_the_function_is_refused():
+    homotopy, _ = to_homotopy(InPlace(), (4,), t=0.0)
+    with pytest.raises(SkipError, match="remove_skips: the result differs from the network by"):
+        remove_skips(homotopy, (4,))
+
+
+def test_removal_at_another_strength_is_refused_before_anything_runs():
+    homotopy, _ = to_homotopy(torchvision.models.resnet18(num_classes=2).eval(), (3, 32, 32), t=0.0, export=False)
+    set_skip_strength(homotopy, {"layer2.0.skip": 0.5})
+    with pytest.raises(SkipError, match=r"not 0 in: layer2\.0\.skip \(t = 0\.5\); train with a schedule"):
+        remove_skips(homotopy, (3, 32, 32))
+
+
+def test_a_skip_outside_of_a_block_is_named():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.skip = nn.Linear(4, 4), Skip(0.0)
+
+        def forward(self, x):
+            return self.skip(self.linear(x), x)
+
+    with pytest.raises(SkipError, match="no block of to_homotopy holds: skip"):
+        strip(Bare())
+
+
+def test_result_of_fx_is_no_chain_only_where_it_must_be():
+    homotopy, _ = to_homotopy(timm.create_model("resnet18", num_classes=5).eval(), (3, 32, 32), t=0.0, export=False)
+    blocks = [block for stage in (homotopy.layer1, homotopy.layer2) for block in stage]
+    assert all(isinstance(block, fx.GraphModule) for block in blocks)
+    assert all(isinstance(block, nn.Sequential) for block in strip(homotopy).layer1)
+
+
+@pytest.mark.parametrize(
+    ("name", "offender"),
+    [
+        ("alexnet", "features.1: ReLU"),
+        ("vgg11_bn", "features.2: ReLU"),
+        ("squeezenet1_1", "features.1: ReLU"),
+        ("densenet121", "features.relu0: ReLU"),
+        ("mobilenet_v3_small", "features.0.2: Hardswish"),
+        ("shufflenet_v2_x0_5", "conv1.2: ReLU"),
+        ("resnet18", "maxpool: MaxPool2d"),
+        ("efficientnet_b0", "features.0.2: SiLU"),
+        ("convnext_tiny", "GELU"),
+    ],
+)
+def test_the_nonlinear_zoo_is_refused_with_the_names(name, offender):
+    model = torchvision.models.get_model(name, weights=None, num_classes=3).eval()
+    with pytest.raises(NotAffineError) as caught:
+        collapse(model, (3, 64, 64), probes=1)
+    assert offender in str(caught.value)
