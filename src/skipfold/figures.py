@@ -1,5 +1,6 @@
 """matplotlib figures from tables: the published points behind ours, one style, the stamp on each."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from skipfold import statistics
 STYLE = Path(__file__).with_name("skipfold.mplstyle")
 PUBLISHED_COLOR = "#8c8c8c"
 PUBLISHED_SIZE = 7
+STAMP_WIDTH = 130
+"""Characters of a figure's stamp in one line."""
+
 UNITS = {"host": "wall-clock", "device": "device"}
 
 
@@ -330,4 +334,5 @@ def _stamp(figure: Figure, frame: pd.DataFrame, stamp: Mapping[str, str] | None)
     if images is not None and images.notna().any():
         low, high = images.min(), "all" if images.isna().any() else images.max()
         parts.insert(1, f"trained on {low if low == high else f'{low} to {high}'} images")
-    figure.supxlabel("  ·  ".join(parts), fontsize=6.5, color="#555555", x=0.995, ha="right")
+    lines = textwrap.wrap("  ·  ".join(parts), STAMP_WIDTH)
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color="#555555", x=0.995, ha="right")
