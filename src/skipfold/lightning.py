@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytorch_lightning as pl
+try:
+    import lightning.pytorch as pl
+except ImportError:  # the same under its other name
+    import pytorch_lightning as pl
 
 from skipfold.errors import ConfigError
 from skipfold.homotopy import StrengthScheduler
