@@ -1,10 +1,11 @@
-"""The command line: python -m skipfold, with a command."""
+"""The command line of the workflow, and of collapse and skip removal for a network of your own."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from skipfold import commands as own
 from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import parse
 
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("archive", type=Path)
     unpack = configured(_unpack, "unpack", "put the records of such a file into the store")
     unpack.add_argument("archive", type=Path)
+    own.add(commands)
     return parser
 
 

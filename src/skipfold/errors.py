@@ -63,3 +63,11 @@ class NotConvolutionError(CollapseError):
 
 class TrainingModeError(NotAffineError):
     """BatchNorm or Dropout submodules are in training mode; `offenders` names them and whatever else is not affine."""
+
+
+class CheckpointError(SkipfoldError):
+    """A file of weights is missing, damaged, holds code, or does not fit the network named."""
+
+
+class ExportError(SkipfoldError):
+    """A network could not be written, or what was written does not give its outputs."""

@@ -200,16 +200,16 @@ def _residual(module: nn.Module, node: fx.Node) -> int | None:
     sides = node.args
     if node.target not in ADDS or node.kwargs or len(sides) != 2 or not all(isinstance(s, fx.Node) for s in sides):
         return None
-    sources = [_sources(side) for side in sides]
-    shared = sources[0] & sources[1]
+    read = [sources(side) for side in sides]
+    shared = read[0] & read[1]
     if all(source.op == "get_attr" for source in shared):
         return None
-    layers = [sum(_weight_layers(module, source) for source in mine - shared) for mine in sources]
+    layers = [sum(_weight_layers(module, source) for source in mine - shared) for mine in read]
     return None if layers[0] == layers[1] else layers.index(max(layers))
 
 
-def _sources(node: fx.Node) -> set[fx.Node]:
-    """`node` and everything that it is computed from."""
+def sources(node: fx.Node) -> set[fx.Node]:
+    """`node` and everything that it is computed from, in its torch.fx graph."""
     found, waiting = set(), [node]
     while waiting:
         source = waiting.pop()

@@ -1,0 +1,145 @@
+"""Networks by name with the weights of a file, of which no code is ever run."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from skipfold.errors import CheckpointError
+from skipfold.homotopy import insert_skips, set_skip_strength, skips
+from skipfold.networks import NETWORKS, build
+from skipfold.schedules import check_strength
+from skipfold.subject import first_line
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts put the state_dict among other things."""
+
+SHOWN = 3
+"""Keys that an error names; the others are counted."""
+
+
+def load_model(
+    name: str, path: str | Path | None = None, *, t: float | None = None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The network `name` in eval mode with the weights at `path`, or freshly initialised where that is None.
+
+    `name` is one of skipfold's own (skipfold.networks.NETWORKS, with `options`), a name of torchvision, or timm:NAME;
+    of the latter two, the numbers of input channels and classes are taken from the file. A file that holds t, or `t`
+    given, makes the network one with skip strengths (see `skipfold.homotopy`); `t` overrides what the file says.
+
+    Raises CheckpointError where the name is unknown, the file cannot be read without running code, or does not fit;
+    ConfigError on bad options and a t outside [0, 1].
+    """
+    state = None if path is None else read_state(path)
+    model = _network(name, state or {}, options or {})
+    stated = [key for key in state or {} if key.endswith("skip.t")]
+    if not skips(model) and (stated or t is not None):
+        model = insert_skips(model)
+    if skips(model) and state is not None and not stated and t is None:
+        raise CheckpointError(f"{path}: does not say the skip strength t of {name}; state it, e.g. --t 0")
+    if state is not None:
+        _fill(model, state, str(path))
+    if t is not None:
+        set_skip_strength(model, check_strength(t))
+    return model.eval()
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state_dict in a .safetensors file, or in one that torch.save wrote, by weights only, on the CPU.
+
+    A state_dict wrapped by a training script is unwrapped, and the "module." of DataParallel taken off. Raises
+    CheckpointError where the file is missing, damaged, holds code, or anything but finite tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a .safetensors file or a state_dict written by torch.save")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than weights, or is damaged, and was not unpickled, since that can run code; save "
+            "model.state_dict() alone, best as .safetensors"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); is it whole?") from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds no state_dict; save model.state_dict()")
+    state = {re.sub(r"^module\.", "", str(key)): value for key, value in state.items()}
+    if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; the training diverged")
+    return state
+
+
+def _network(name: str, state: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> nn.Module:
+    if name in NETWORKS:
+        return build(name, options)
+    classes = [len(value) for key, value in state.items() if value.dim() == 2 and key.endswith("weight")]
+    kernels = [value.shape[1] for key, value in state.items() if value.dim() == 4 and key.endswith("weight")]
+    options = ({"num_classes": classes[-1]} if classes else {}) | dict(options)
+    channels = {"in_chans": kernels[0]} if kernels else {}
+    try:
+        if name.startswith("timm:"):
+            import timm
+
+            return timm.create_model(name.removeprefix("timm:"), **channels | options)
+        model = torchvision.models.get_model(name.removeprefix("torchvision:"), weights=None, **options)
+    except ImportError as error:
+        raise CheckpointError(f"{name}: timm is not installed; pip install timm") from error
+    except Exception as error:  # of many kinds, from the libraries
+        raise CheckpointError(
+            f"network {name!r}: {first_line(error)}; allowed are {', '.join(NETWORKS)}, names of torchvision.models, "
+            "and timm:NAME"
+        ) from error
+    return _with_channels(model, kernels[0]) if kernels else model
+
+
+def _with_channels(model: nn.Module, channels: int) -> nn.Module:
+    """`model` with a first convolution for `channels` channels."""
+    path, first = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels != channels and first.groups == 1:
+        other = nn.Conv2d(
+            channels,
+            first.out_channels,
+            first.kernel_size,
+            first.stride,
+            first.padding,
+            first.dilation,
+            bias=first.bias is not None,
+            padding_mode=first.padding_mode,
+        )
+        model.set_submodule(path, other)
+    return model
+
+
+def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
+    held = model.state_dict()
+    optional = {key for key in held if key.endswith(("skip.t", "num_batches_tracked"))}
+    problems = {
+        "missing": [key for key in held if key not in state and key not in optional],
+        "unexpected": [key for key in state if key not in held],
+        "of another shape": [
+            f"{key} ({list(value.shape)}, the network has {list(held[key].shape)})"
+            for key, value in state.items()
+            if key in held and value.shape != held[key].shape
+        ],
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{len(keys)} {problem}: {_some(keys)}" for problem, keys in problems.items() if keys)
+        raise CheckpointError(f"{path}: does not fit the network: {said}; is it of another network or other options?")
+    model.load_state_dict(held | dict(state))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

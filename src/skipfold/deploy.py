@@ -1,0 +1,174 @@
+"""Networks as files that were checked before they are there: ONNX, safetensors."""
+
+import contextlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from skipfold.checkpoint import read_state
+from skipfold.collapse import Certificate, Collapsed
+from skipfold.errors import CheckpointError, ExportError
+from skipfold.subject import dtype_and_device, first_line, input_errors, sample_shape
+
+TOLERANCE = 1e-4
+"""Largest difference of a file's outputs from the network's, relative to the largest."""
+
+BATCHES = (1, 3)
+
+
+def export_onnx(
+    module: nn.Module,
+    example: torch.Tensor | Sequence[int],
+    path: str | Path,
+    *,
+    uint8: bool = False,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Write `module`, in eval mode, as ONNX for batches of any size; gives the largest difference found.
+
+    `example` is a batch, or the shape of one sample; with `uint8` the file takes bytes. Input and output are named so.
+    The file is run by onnxruntime on random inputs of two batch sizes and is at `path` only if its outputs are those
+    of `module`, up to `tolerance` of the largest. Raises ExportError where they are not, or where the export fails,
+    and leaves nothing behind then; InputShapeError and WeightsError where `module` cannot be run.
+    """
+    import onnxruntime
+
+    shape = sample_shape(example)
+    dtype, device = dtype_and_device(module, example)
+    training = module.training
+    module.eval()
+    try:
+        inputs = [_random(count, shape, torch.uint8 if uint8 else dtype, device) for count in BATCHES]
+        with torch.no_grad(), input_errors(inputs[-1]):
+            expected = [module(x.clone()) for x in inputs]
+        with _written(path) as part:
+            _write_onnx(module, inputs[-1], part)
+            try:
+                session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
+                found = [session.run(None, {"input": x.cpu().numpy()})[0] for x in inputs]
+            except Exception as error:  # of many kinds, from onnxruntime
+                raise ExportError(f"{path}: onnxruntime does not run the network ({first_line(error)})") from error
+            return _compared(path, expected, [torch.from_numpy(output) for output in found], tolerance)
+    finally:
+        module.train(training)
+
+
+def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                (x,),
+                path,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            )
+    except Exception as error:  # of many kinds, from torch.onnx
+        raise ExportError(f"{path.name}: torch.onnx does not take the network ({first_line(error)})") from error
+
+
+def save_state(module: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the state_dict of `module` as safetensors, t included; read again and compared before it is at `path`."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    with _written(path) as part:
+        safetensors.torch.save_file(state, part, metadata)
+        again = safetensors.torch.load_file(part)
+        if set(again) != set(state) or not all(torch.equal(again[key], value) for key, value in state.items()):
+            raise ExportError(f"{path}: what was written is not what is read; is the disk full?")
+
+
+def save_collapsed(layer: Collapsed, certificate: Certificate, path: str | Path) -> None:
+    """Write a collapsed network as safetensors, with its shapes and certificate in the metadata."""
+    shapes = {"input_shape": layer.input_shape, "output_shape": layer.output_shape}
+    held = shapes | {"certificate": certificate.as_dict()}
+    save_state(layer, path, {"skipfold": "collapsed"} | {key: json.dumps(value) for key, value in held.items()})
+
+
+def load_collapsed(path: str | Path) -> tuple[Collapsed, Certificate]:
+    """What `save_collapsed` wrote. Raises CheckpointError where the file is none such."""
+    state = read_state(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            held = {key: json.loads(value) for key, value in file.metadata().items() if key != "skipfold"}
+        layer = Collapsed(state["linear.weight"], state["linear.bias"], held["input_shape"], held["output_shape"])
+        return layer.eval(), Certificate(**held["certificate"])
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: no collapsed network; write one with skipfold collapse") from error
+
+
+def compare_collapsed(path: str | Path, layer: Collapsed) -> float:
+    """Largest difference of weights and biases in the file at `path` from those of `layer`, relative to the largest.
+
+    Raises CheckpointError where the file holds no collapsed network, or another function.
+    """
+    held, _ = load_collapsed(path)
+    shapes = [(each.input_shape, each.output_shape) for each in (held, layer)]
+    if shapes[0] != shapes[1]:
+        held_said, said = (f"{inputs} to {outputs}" for inputs, outputs in shapes)
+        raise CheckpointError(f"{path}: maps {held_said}, the network {said}; is it of another network?")
+    with torch.no_grad():
+        scale = max(float(value.abs().max()) for value in layer.parameters())
+        pairs = zip(held.parameters(), layer.parameters(), strict=True)
+        worst = max(float((mine - theirs).abs().max()) / scale for mine, theirs in pairs)
+    if not worst <= TOLERANCE:
+        raise CheckpointError(
+            f"{path}: another function than the network: its weights differ by {worst:.1e} of the largest; was it "
+            "made from other weights, or with another preprocessing?"
+        )
+    return worst
+
+
+@contextlib.contextmanager
+def _written(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end, and is gone after an error."""
+    path = Path(path)
+    try:
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror}); give a folder that is there") from error
+    os.close(number)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        os.replace(part, path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _random(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, (count, *shape), generator=generator, dtype=dtype).to(device)
+    return torch.rand(count, *shape, generator=generator, dtype=dtype).to(device)
+
+
+def _compared(
+    path: str | Path, expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], tolerance: float
+) -> float:
+    worst = 0.0
+    for theirs, ours in zip(expected, found, strict=True):
+        theirs = theirs.detach().cpu()
+        if theirs.shape != ours.shape:
+            raise ExportError(f"{path}: gives {list(ours.shape)} where the network gives {list(theirs.shape)}")
+        scale = float(theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny))
+        worst = max(worst, float((theirs - ours).abs().max()) / scale)
+    if not worst <= tolerance:
+        raise ExportError(
+            f"{path}: its outputs differ from the network's by {worst:.1e} of the largest; {tolerance:.0e} are allowed"
+        )
+    return worst

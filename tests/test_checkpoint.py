@@ -1,0 +1,104 @@
+"""Weights are read from files without running code, and only into networks that they fit."""
+
+import os
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+from skipfold.checkpoint import load_model, read_state
+from skipfold.deploy import save_state
+from skipfold.errors import CheckpointError
+from skipfold.homotopy import insert_skips, skip_strengths
+from skipfold.networks import build
+
+
+def test_a_torchvision_state_is_unwrapped_and_tells_classes_and_channels(tmp_path):
+    model = torchvision.models.resnet18(num_classes=3)
+    model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"epoch": 7, "state_dict": state}, tmp_path / "weights.pth")
+    loaded = load_model("torchvision:resnet18", tmp_path / "weights.pth")
+    assert not loaded.training and loaded.fc.out_features == 3 and not skip_strengths(loaded)
+    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+
+
+def test_timm_and_safetensors(tmp_path):
+    model = timm.create_model("resnet18", num_classes=4, in_chans=1)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    loaded = load_model("timm:resnet18", tmp_path / "weights.safetensors")
+    assert torch.equal(loaded.conv1.weight, model.conv1.weight) and loaded.fc.out_features == 4
+
+
+def test_t_comes_from_the_file_unless_it_is_given(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_state(insert_skips(torchvision.models.resnet18(num_classes=3), 0.25), path)
+    assert set(skip_strengths(load_model("torchvision:resnet18", path)).values()) == {0.25}
+    assert set(skip_strengths(load_model("torchvision:resnet18", path, t=0.0)).values()) == {0.0}
+    plain = build("resnet18", {"block": "add"})
+    save_state(plain, path)
+    with pytest.raises(CheckpointError, match=r"does not say the skip strength t of resnet18; state it, e\.g\. --t 0"):
+        load_model("resnet18", path)
+    loaded = load_model("resnet18", path, t=0.5)
+    assert torch.equal(loaded.layer4[1].conv2.weight, plain.layer4[1].conv2.weight)
+    assert set(skip_strengths(loaded).values()) == {0.5}
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    torch.save({"fc.weight": torch.ones(1), "more": Malicious(tmp_path / "run")}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"weights\.pth: holds more than weights.*\.safetensors"):
+        load_model("resnet50", tmp_path / "weights.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_no_state_dict_are_refused(tmp_path):
+    good = tmp_path / "good.safetensors"
+    save_state(build("perceptron"), good)
+    torch.save(build("perceptron").state_dict(), tmp_path / "good.pth")
+    for name, content, part in (
+        ("cut.safetensors", good.read_bytes()[:-100], "cannot be read"),
+        ("cut.pth", (tmp_path / "good.pth").read_bytes()[:-100], "cannot be read|is damaged"),
+        ("text.pth", b"weights", "cannot be read|is damaged"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=part):
+            read_state(tmp_path / name)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_state(tmp_path / "none.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="holds no state_dict"):
+        read_state(tmp_path / "list.pth")
+    torch.save({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match="NaN or infinity in a"):
+        read_state(tmp_path / "nan.pth")
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    state = build("cnn3").state_dict()
+    state["extra"], state["convolutions.0.bias"] = torch.ones(1), torch.ones(7)
+    del state["convolutions.1.weight"], state["convolutions.2.bias"]
+    safetensors.torch.save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_model("cnn3", tmp_path / "other.safetensors")
+    for part in (
+        "2 missing: convolutions.1.weight, convolutions.2.bias",
+        "1 unexpected: extra",
+        "1 of another shape: convolutions.0.bias ([7], the network has [8])",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet99", "timm:no_such_net", "torchvision:none"])
+def test_unknown_networks_are_refused(name):
+    with pytest.raises(CheckpointError, match="allowed are perceptron, cnn3"):
+        load_model(name)

@@ -1,0 +1,105 @@
+"""Exported networks give the outputs of the network, or are not there."""
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from skipfold import deploy
+from skipfold.collapse import collapse, fold_preprocessing
+from skipfold.deploy import compare_collapsed, export_onnx, load_collapsed, save_collapsed, save_state
+from skipfold.errors import CheckpointError, ExportError, InputShapeError
+from skipfold.networks import INPUT_SHAPE, build
+from skipfold.removal import remove_skips
+
+
+def test_a_network_without_skips_is_the_same_in_onnxruntime(tmp_path):
+    plain, _ = remove_skips(build("resnet18", {"t": 0.0}).eval(), INPUT_SHAPE, crop=True, export=False)
+    plain.train()
+    assert export_onnx(plain, INPUT_SHAPE, tmp_path / "plain.onnx") < 1e-4
+    assert plain.training and [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "plain.onnx")
+    x = torch.rand(7, *INPUT_SHAPE)
+    (found,) = session.run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), plain.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_collapsed_network_takes_bytes_in_onnxruntime(tmp_path):
+    layer, _ = collapse(build("cnn3", {"width": 2}).eval(), INPUT_SHAPE)
+    raw = fold_preprocessing(layer, mean=0.1307, std=0.3081)
+    export_onnx(raw, INPUT_SHAPE, tmp_path / "raw.onnx", uint8=True)
+    pixels = torch.randint(0, 256, (5, *INPUT_SHAPE), dtype=torch.uint8)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "raw.onnx").run(None, {"input": pixels.numpy()})
+    expected = layer((pixels.float() / 255 - 0.1307) / 0.3081)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_collapsed_network_is_read_again_with_its_certificate(tmp_path):
+    layer, certificate = collapse(build("cnn3").eval(), INPUT_SHAPE)
+    save_collapsed(layer, certificate, tmp_path / "layer.safetensors")
+    again, its = load_collapsed(tmp_path / "layer.safetensors")
+    x = torch.rand(3, *INPUT_SHAPE)
+    assert torch.equal(again(x), layer(x)) and its == certificate
+    assert compare_collapsed(tmp_path / "layer.safetensors", layer) == 0
+    other, _ = collapse(build("cnn3", generator=torch.Generator().manual_seed(1)).eval(), INPUT_SHAPE)
+    with pytest.raises(CheckpointError, match="another function than the network"):
+        compare_collapsed(tmp_path / "layer.safetensors", other)
+    small, _ = collapse(nn.Linear(3, 2), (3,))
+    with pytest.raises(CheckpointError, match=r"maps \(1, 28, 28\) to \(10,\), the network \(3,\) to \(2,\)"):
+        compare_collapsed(tmp_path / "layer.safetensors", small)
+
+
+def test_a_file_without_a_collapsed_network_is_refused(tmp_path):
+    save_state(build("perceptron"), tmp_path / "state.safetensors")
+    with pytest.raises(CheckpointError, match="no collapsed network"):
+        load_collapsed(tmp_path / "state.safetensors")
+
+
+class Rounded(nn.Module):
+    """Exports to something that is not itself: ONNX knows nothing of the counter."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(3, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) + self.calls
+
+
+def test_what_differs_after_export_is_not_left_behind(tmp_path):
+    with pytest.raises(ExportError, match=r"its outputs differ from the network's by .*1e-04 are allowed"):
+        export_onnx(Rounded(), (3,), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else x
+
+
+def test_what_cannot_be_exported_is_said_and_replaces_nothing(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("before")
+    with pytest.raises(ExportError, match=r"torch\.onnx does not take the network"):
+        export_onnx(Branching(), (3,), path)
+    with pytest.raises(InputShapeError, match="input of shape"):
+        export_onnx(nn.Linear(3, 2), (4,), path)
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ExportError, match=r"none/state\.safetensors: cannot be written"):
+        save_state(nn.Linear(1, 1), tmp_path / "none" / "state.safetensors")
+
+
+def test_safetensors_that_read_otherwise_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy.safetensors.torch, "load_file", lambda path: {})
+    with pytest.raises(ExportError, match="what was written is not what is read"):
+        save_state(nn.Linear(1, 1), tmp_path / "state.safetensors")
+    assert not list(tmp_path.iterdir())
