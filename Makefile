@@ -33,8 +33,9 @@ reproduce: setup  ## run the experiments and make the report
 	@$(RUN) snakemake reproduce $(CONFIG) --summary 2>/dev/null | grep -o '^results/[^[:space:]]*report\.html' \
 		| sed 's|^|The report is in $(CURDIR)/|'
 
+# Two processes of one thread each.
 test: lint  ## lint, then run the whole test suite
-	$(RUN) pytest
+	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup
 
 lint: setup  ## check the style of Python, notebooks and rules
 	$(RUN) ruff check .
