@@ -30,8 +30,7 @@ help:  ## list the targets
 
 reproduce: setup  ## run the experiments and make the report
 	$(RUN) snakemake reproduce $(CONFIG)
-	@$(RUN) snakemake reproduce $(CONFIG) --summary 2>/dev/null | grep -o '^results/[^[:space:]]*report\.html' \
-		| sed 's|^|The report is in $(CURDIR)/|'
+	@$(RUN) python -m skipfold where $(if $(TIER),--tier $(TIER))
 
 # Two processes of one thread each.
 test: lint  ## lint, then run the whole test suite

@@ -114,7 +114,7 @@ def test_download_that_fails_is_one_line(tmp_path, files, monkeypatch):
         raise RuntimeError("Error downloading\nno network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "MNIST", refuse)
+    monkeypatch.setattr("torchvision.datasets.MNIST", refuse)
     with pytest.raises(DataError, match=r"no network.*\$SKIPFOLD_MNIST") as caught:
         data.load("mnist")
     assert "\n" not in str(caught.value)

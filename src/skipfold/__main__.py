@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("--log", type=Path, default=Path("logs"), help="where it runs; a failed one stays there")
     notebook.add_argument("-p", nargs="+", default=[], metavar="KEY=VALUE", dest="parameters", help="its parameters")
     configured(_check, "check", "check data, device and folders")
+    configured(_where, "where", "the place of a tier's report")
     configured(_quote, "quote", "trials still to run, with their time and disk")
     for run, name, text in (
         (_judge, "judge", "write verdicts.csv from a tier's tables"),
@@ -90,6 +91,13 @@ def _check(given: argparse.Namespace) -> None:
     from skipfold.records import check
 
     check(_settings(given))
+
+
+def _where(given: argparse.Namespace) -> None:
+    from skipfold import config
+
+    settings = config.read(given.tier, parse(given.config))
+    print(f"The report is in {(config.folder(settings) / settings['tier'] / 'report.html').absolute()}")
 
 
 def _quote(given: argparse.Namespace) -> None:

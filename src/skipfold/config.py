@@ -53,13 +53,18 @@ def load(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 
     Raises ConfigError, before anything is run, on what cannot be run: see workflow/schemas/config.schema.yaml.
     """
+    merged = read(tier, overrides)
+    _check(merged)
+    return merged
+
+
+def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """`load` without the checks, for which networks have to be imported."""
     overrides = dict(overrides or {})
     common = _read(root() / "config" / "config.yaml")
     tier, _ = resolve_tier(tier or overrides.pop("tier", None) or common["tier"])
     merged = merge(common, _read(root() / "config" / f"{tier}.yaml"))
-    merged = merge(merged, overrides) | {"tier": tier}
-    _check(merged)
-    return merged
+    return merge(merged, overrides) | {"tier": tier}
 
 
 def resolve_tier(name: str) -> tuple[str, str]:
@@ -69,9 +74,7 @@ def resolve_tier(name: str) -> tuple[str, str]:
     """
     if name not in (*TIERS, "auto"):
         raise ConfigError(f"tier: {name!r} given; {', '.join(TIERS)} or auto is allowed")
-    import torch
-
-    cuda = torch.cuda.is_available()
+    cuda = name == "auto" and _has_cuda()
     tier = name if name != "auto" else "paper" if cuda else "smoke"
     because = (
         f"tier: auto was asked for and {'a' if cuda else 'no'} CUDA device is there" if name == "auto" else "asked for"
@@ -82,6 +85,12 @@ def resolve_tier(name: str) -> tuple[str, str]:
         larger = TIERS[TIERS.index(tier) + 1]
         following = f"for the next larger one: make reproduce TIER={larger}"
     return tier, f"tier {tier} ({because}); {following}"
+
+
+def _has_cuda() -> bool:
+    import torch  # takes seconds to import
+
+    return torch.cuda.is_available()
 
 
 def folder(config: Mapping[str, Any], key: str = "results") -> Path:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torchvision.datasets import MNIST
 
 from skipfold.errors import ConfigError, DataError
 
@@ -92,6 +91,8 @@ def _mnist(folder: str | Path | None) -> Dataset:
 
 
 def _download(root: Path) -> Path:
+    from torchvision.datasets import MNIST  # takes a second to import
+
     raw = root / "MNIST" / "raw"
     try:
         MNIST(root, download=True)

@@ -34,7 +34,13 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Pa
     running = log / output.name
     try:
         papermill.execute_notebook(
-            str(notebook), str(running), dict(parameters), kernel_name="python3", progress_bar=False
+            str(notebook),
+            str(running),
+            dict(parameters),
+            kernel_name="python3",
+            progress_bar=False,
+            # Else every kernel warns that it talks to this process, on this machine, without encryption.
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(f"{error.ename}: {error.evalue} ({notebook}; run so far: {running})") from error

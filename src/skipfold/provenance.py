@@ -2,13 +2,13 @@
 
 import datetime
 import functools
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 
 def device_name(device: torch.device) -> str:
@@ -53,7 +53,7 @@ def stamp(device: torch.device, md5: dict[str, str]) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "driver": driver() if device.type == "cuda" else None,

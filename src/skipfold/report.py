@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from skipfold import claims, figures, networks, statistics
+from skipfold import claims, figures, statistics
 from skipfold.config import root
 from skipfold.errors import ConfigError
 from skipfold.experiments import ACCURACY_VS_T, TRAINED
@@ -453,6 +453,8 @@ def _assumptions(tables: dict[str, pd.DataFrame]) -> list[dict[str, str]]:
 
 def _shallow_defaults() -> str:
     """What the shallow networks are where the configuration says nothing."""
+    from skipfold import networks  # takes seconds to import
+
     own = ("width", "kernel", "padding", "stride", "hidden", "skips", "bias")
     defaults = inspect.signature(networks.skip_cnn).parameters
     return " ".join(f"{name}={defaults[name].default}" for name in own)
