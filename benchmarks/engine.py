@@ -109,13 +109,13 @@ def main() -> None:
             built = time.perf_counter() - start
             for learner in bench.learners:
                 learner.cursor.zero_()
-            seconds = seconds_per_step(bench.steps[64].replay, arguments.steps, 10)
+            seconds = seconds_per_step(bench.steps[64], arguments.steps, 10)
             note(f"graph, {size} side by side", seconds / size)
             for learner in bench.learners:
                 learner.model.eval()
             print(
                 f"    built in {built:.1f} s; validation pass "
-                f"{seconds_per_step(bench.measurement.replay, 3, 1) * 1e3 / size:.1f} ms a trial",
+                f"{seconds_per_step(bench.measure, 3, 1) * 1e3 / size:.1f} ms a trial",
                 flush=True,
             )
             del bench, learner

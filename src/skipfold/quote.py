@@ -82,7 +82,7 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
     for name, trials in wanted.items():
         missing[name] = [trial for trial in trials if trial not in store and trial not in seen]
         seen.update(missing[name])
-    costs = measure(seen, device, settings["side_by_side"] or sweep.SIDE_BY_SIDE)
+    costs = measure(seen, device, settings["side_by_side"])
     for name, trials in missing.items():
         seconds, disk = float(NOTEBOOK_SECONDS), NOTEBOOK_BYTES
         for trial in trials:
@@ -95,7 +95,7 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
     return rows
 
 
-def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int) -> dict[str, Cost]:
+def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int | None) -> dict[str, Cost]:
     """The cost of each kind of trial, from two short epochs on a few images, the first of which warms up."""
     kinds: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -104,7 +104,7 @@ def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int) ->
     costs = {}
     for kind, alike in kinds.items():
         images = STEPS * alike[0].batch_size
-        count = min(len(alike), side_by_side) if device.type == "cuda" else 1
+        count = min(len(alike), side_by_side or sweep.SIDE_BY_SIDE) if device.type == "cuda" else 1
         short = [
             replace(
                 alike[0],

@@ -34,7 +34,7 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
         lambda trial: images(settings, trial),
         device,
         Progress(name),
-        settings["side_by_side"] or sweep.SIDE_BY_SIDE,
+        settings["side_by_side"],
     )
     return dict(zip(wanted, found, strict=True))
 

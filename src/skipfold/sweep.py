@@ -1,10 +1,12 @@
-"""Many trials through one call: what is stored is read, the rest is trained, side by side where CUDA is."""
+"""Many trials through one call: what is stored is read, the rest is trained; side by side where CUDA is."""
 
+import contextlib
+import functools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -14,11 +16,14 @@ from skipfold.errors import DeviceError
 from skipfold.evaluation import measure_trained
 from skipfold.provenance import stamp
 from skipfold.store import Record, Store
-from skipfold.training import Learner, arithmetic, batch_sizes, initial_network, train
+from skipfold.training import Learner, arithmetic, batch_sizes, initial_network
 from skipfold.trial import Trial
 
 SIDE_BY_SIDE = 16
-"""Trials in one CUDA graph, where memory allows; measured in docs/engine.md."""
+"""Trials in one CUDA graph, where memory allows; measured in docs/engine.md. On a CPU it is 1."""
+
+MEMORY_SHARE = 0.9
+"""Of the GPU's free memory, what the trials side by side may take."""
 
 # Read when CUDA starts: with the default of 8, more than 8 branches of a graph wait for each other.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
@@ -33,12 +38,13 @@ def run(
     load_data,
     device: torch.device,
     progress=None,
-    side_by_side: int = SIDE_BY_SIDE,
+    side_by_side: int | None = None,
 ) -> list[Record]:
     """The records of `trials`, in order: read from `store`, or trained on `device` and stored.
 
-    `load_data(trial)` gives the trial's Dataset on the CPU; it is called only where something has to be trained.
-    Raises DeviceError where not even one trial fits the GPU's memory.
+    `side_by_side` trials are trained at once, None: as many as are best on `device`. `load_data(trial)` gives the
+    trial's Dataset on the CPU; it is called only where something has to be trained. Raises DeviceError where not even
+    one trial fits the memory.
     """
     records = {trial: store.get(trial) for trial in trials}
     missing = [trial for trial in records if records[trial] is None]
@@ -46,12 +52,7 @@ def run(
         progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
     for kind in _kinds(missing):
         dataset = load_data(kind[0]).to(device)
-        trained = (
-            _train_side_by_side(kind, dataset, side_by_side, progress)
-            if device.type == "cuda"
-            else _train_in_turn(kind, dataset, progress)
-        )
-        for trial, epochs, model in trained:
+        for trial, epochs, model in _train(kind, dataset, side_by_side or _best_size(kind, dataset), progress):
             with arithmetic("float32"):  # TF32 would be larger than the differences that are certified
                 final = measure_trained(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
@@ -75,68 +76,112 @@ def _kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(kinds.values())
 
 
-def _train_in_turn(trials: Sequence[Trial], dataset: Dataset, progress) -> Iterator[tuple]:
-    for trial in trials:
-        epochs, model = train(trial, dataset, crop=True, on_epoch=progress.epoch if progress else None)
-        yield trial, epochs, model
-
-
-def _train_side_by_side(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progress) -> Iterator[tuple]:
-    """Train in groups of equal size, one captured graph for all; out of memory halves the group."""
+def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progress) -> Iterator[tuple]:
+    """Train in groups of equal size, each on one bench; out of memory halves the group."""
     waiting = list(trials)
     while waiting:
         groups = -(-len(waiting) // side_by_side)
         size = -(-len(waiting) // groups)
         try:
-            with arithmetic(waiting[0].precision), _drawing_pool() as pool:
-                ahead = _draw(pool, waiting[:size])
+            with arithmetic(waiting[0].precision), _drawing(dataset) as draw:
+                ahead = draw(waiting[:size])
                 bench = Bench(waiting[0], dataset, size)
                 while waiting:
                     group, initials = waiting[:size], ahead
-                    ahead = _draw(pool, waiting[size : 2 * size])
-                    yield from bench.train(group, [drawn.result() for drawn in initials], progress)
+                    ahead = draw(waiting[size : 2 * size])
+                    yield from bench.train(group, [drawn() for drawn in initials], progress)
                     del waiting[: len(group)]
             return
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise DeviceError(
-                    f"{waiting[0].network}: one trial does not fit the GPU's free memory "
-                    f"({torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB); free some, or use device: cpu"
+                    f"{waiting[0].network}: one trial does not fit the free memory; free some, or use device: cpu"
                 ) from error
         bench = None
         torch.cuda.empty_cache()
         side_by_side = size // 2
-        print(f"sweep: out of GPU memory at {size} trials side by side; going on with {side_by_side}", flush=True)
+        print(f"sweep: out of memory at {size} trials side by side; going on with {side_by_side}", flush=True)
 
 
-def _drawing_pool() -> ThreadPoolExecutor:
-    """Threads that draw initial networks on the CPU while the GPU trains; one core each."""
-    return ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,))
+def _best_size(trials: Sequence[Trial], dataset: Dataset) -> int:
+    """Trials side by side, by the memory that one takes and that is free; said, since it decides on the time."""
+    if dataset.train_images.device.type != "cuda":
+        return 1
+    needed, free = _memory(trials[0], dataset), torch.cuda.mem_get_info()[0]
+    size = fitting(free, needed, min(SIDE_BY_SIDE, len(trials)))
+    print(
+        f"sweep: {trials[0].network}: {size} of {len(trials)} trials side by side, about {needed / 2**30:.2f} GiB "
+        f"each, {free / 2**30:.1f} GiB free",
+        flush=True,
+    )
+    return size
 
 
-def _draw(pool: ThreadPoolExecutor, trials: Sequence[Trial]) -> list[Future]:
-    return [pool.submit(initial_network, trial, crop=True) for trial in trials]
+def fitting(free: int, needed: int, wanted: int) -> int:
+    """How many trials of `needed` bytes fit `free` bytes, at most `wanted` and at least 1."""
+    return max(1, min(wanted, int(MEMORY_SHARE * free) // max(1, needed)))
+
+
+def _memory(trial: Trial, dataset: Dataset) -> int:
+    """Bytes that one learner takes on the GPU, by a step and a validation pass."""
+    with arithmetic(trial.precision):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        learner = Learner(trial, dataset)
+        learner.model.train()
+        learner.step(min(trial.batch_size, len(dataset.train_images)))
+        learner.model.eval()
+        learner.measure()
+        torch.cuda.synchronize()
+        needed = torch.cuda.max_memory_allocated() - before
+    del learner
+    torch.cuda.empty_cache()
+    return needed
+
+
+@contextlib.contextmanager
+def _drawing(dataset: Dataset) -> Iterator[Callable[[Sequence[Trial]], list[Callable[[], nn.Module]]]]:
+    """Draws initial networks on the CPU, in threads of one core each while a GPU trains."""
+    if dataset.train_images.device.type != "cuda":
+        yield lambda trials: [functools.partial(initial_network, trial, crop=True) for trial in trials]
+        return
+    with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield lambda trials: [pool.submit(initial_network, trial, crop=True).result for trial in trials]
 
 
 class Bench:
-    """`size` learners of one kind on one GPU; a step of all of them is one CUDA graph of parallel branches."""
+    """`size` learners of one kind on one device.
+
+    On a GPU a step of all of them is one CUDA graph of parallel branches, on a CPU they step in turn.
+    """
 
     def __init__(self, trial: Trial, dataset: Dataset, size: int):
         self.dataset = dataset
         self.learners = [Learner(trial, dataset) for _ in range(size)]
-        self.streams = [torch.cuda.Stream() for _ in range(size)]
+        self.active = self.learners
+        self.on_cuda = dataset.train_images.device.type == "cuda"
         images = len(dataset.train_images)
         self.full, self.rest = batch_sizes(images, trial.batch_size)
-        self.pool = torch.cuda.graph_pool_handle()
+        if self.on_cuda:
+            self.streams = [torch.cuda.Stream() for _ in range(size)]
+            self.pool = torch.cuda.graph_pool_handle()
         self.steps = {
-            batch: self._capture(lambda learner, batch=batch: learner.step(batch), training=True)
+            batch: self._prepare(lambda learner, batch=batch: learner.step(batch), training=True)
             for batch, count in ((trial.batch_size, self.full), (self.rest, self.rest))
             if count
         }
-        self.measurement = self._capture(Learner.measure, training=False)
+        self.measure = self._prepare(Learner.measure, training=False)
         self.batch_size = trial.batch_size
 
-    def _capture(self, action, training: bool) -> torch.cuda.CUDAGraph:
+    def _prepare(self, action: Callable[[Learner], None], training: bool) -> Callable[[], None]:
+        """`action` of every learner as one call."""
+        return self._capture(action, training).replay if self.on_cuda else lambda: self._in_turn(action)
+
+    def _in_turn(self, action: Callable[[Learner], None]) -> None:
+        for learner in self.active:
+            action(learner)
+
+    def _capture(self, action: Callable[[Learner], None], training: bool) -> torch.cuda.CUDAGraph:
         """`action` of every learner, each in its own branch; warmed up on the stream that it is captured on."""
         for learner in self.learners:
             learner.model.train(training)
@@ -160,7 +205,7 @@ class Bench:
 
     def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> list[tuple]:
         """Train at most as many trials as there are learners, from their own initial values and data orders."""
-        learners = self.learners[: len(trials)]
+        learners = self.active = self.learners[: len(trials)]
         for learner, trial, initial in zip(learners, trials, initials, strict=True):
             learner.load(trial, initial)
         images = len(self.dataset.train_images)
@@ -173,13 +218,13 @@ class Bench:
             for learner in self.learners[len(trials) :]:
                 learner.cursor.zero_()
             for _ in range(self.full):
-                self.steps[self.batch_size].replay()
+                self.steps[self.batch_size]()
             if self.rest:
-                self.steps[self.rest].replay()
+                self.steps[self.rest]()
             trained = [learner.means(images) for learner in learners]
             for learner in learners:
                 learner.model.eval()
-            self.measurement.replay()
+            self.measure()
             measured = [learner.means(len(self.dataset.val_images)) for learner in learners]
             seconds = (time.perf_counter() - start) / len(trials)
             for trial, done, (train_loss, train_accuracy), (val_loss, val_accuracy) in zip(
