@@ -32,9 +32,9 @@ reproduce: setup  ## run the experiments and make the report
 	$(RUN) snakemake reproduce $(CONFIG)
 	@$(RUN) python -m skipfold where $(if $(TIER),--tier $(TIER))
 
-# Two processes of one thread each.
+# Two processes of one thread each; a file's tests stay in one, since they share what was made.
 test: lint  ## lint, then run the whole test suite
-	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup
+	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## check the style of Python, notebooks and rules
 	$(RUN) ruff check .

@@ -1,10 +1,11 @@
-"""Skips what needs a GPU where there is none."""
+"""Skips what needs a GPU where there is none, and begins with the longest tests."""
 
 import pytest
 import torch
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != "test_workflow.py")
     if torch.cuda.is_available():
         return
     for item in items:

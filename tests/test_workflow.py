@@ -17,9 +17,6 @@ from skipfold.__main__ import main
 from skipfold.execute import NotebookError, execute
 from skipfold.store import Store
 
-# In one process, so that the smoke tier runs once; the others meanwhile take the other tests.
-pytestmark = pytest.mark.xdist_group("workflow")
-
 PARTS = ("Snakefile", "config", "environment.yml", "notebooks", "profiles", "results/published", "src", "workflow")
 SMOKE = ["--config", "tier=smoke"]
 
