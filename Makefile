@@ -22,7 +22,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Packages come from .venv alone.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup reproduce test lint docs lock wheelhouse clean
+.PHONY: help setup reproduce test lint docs gpu lock wheelhouse clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile | awk -F': ' '{ printf "make %-11s %s\n", $$1, $$2 }'
@@ -41,6 +41,9 @@ lint: setup  ## check the style of Python, notebooks and rules
 	$(RUN) ruff format --check .
 	$(RUN) snakefmt --check Snakefile workflow
 	$(RUN) snakemake --lint
+
+gpu: setup  ## where a GPU is: CUDA tests, engine benchmark, paper tier, one log
+	$(RUN) python benchmarks/gpu.py
 
 docs: setup  ## make the API reference from the docstrings, in docs/api
 	$(RUN) python -m pdoc skipfold '!skipfold.__main__' -o docs/api

@@ -1,13 +1,15 @@
 """Training steps per second of every way to train, as ratios to a plain eager loop, in one run.
 
-    python benchmarks/engine.py --network resnet34 --data FOLDER --side-by-side 1 4 16
+    python benchmarks/engine.py --network resnet34 --side-by-side 1 4 16
 
-One line a way: microseconds a step and trial, and how many times faster than the loop with a DataLoader and than
-the eager loop with the data on the device.
+One line a way: microseconds a step and trial, how many times faster than the loop with a DataLoader and than the eager
+loop with the data on the device, and how far from the floor: the time that the step's arithmetic, or the bytes that it
+has to move, would take at the rates measured on this device in the same run, whichever is longer.
 """
 
 import argparse
 import gzip
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -15,10 +17,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from skipfold.data import load
+from skipfold.data import FOLDER_VARIABLE, Dataset, load
 from skipfold.networks import build
 from skipfold.provenance import device_name
 from skipfold.sweep import Bench
@@ -64,11 +67,56 @@ def loader_step(trial: Trial, folder: Path, device: torch.device):
     return step
 
 
+def floor(trial: Trial, dataset: Dataset) -> float:
+    """Least seconds of a step, from what it has to compute and to move; prints both with the device's rates.
+
+    Moved are each parameter, its gradient and its momentum, read and written by SGD, and each activation that the
+    backward pass needs, written once and read once; cropped, as the engine trains.
+    """
+    learner = Learner(trial, dataset)
+    learner.model.train()
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    parameters = sum(4 * p.numel() for p in learner.model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        learner.step(trial.batch_size)
+    held = {p.data_ptr() for p in learner.model.parameters()}
+    moved = 6 * parameters + 2 * sum(size for place, size in saved.items() if place not in held)
+    flops, rate, speed = counter.get_total_flops(), *ceilings(dataset.train_images.device)
+    arithmetic_, memory = flops / rate, moved / speed
+    print(
+        f"a step is {flops / 1e9:.2f} GFLOP and moves {moved / 1e6:.0f} MB; this device: {rate / 1e12:.3g} TFLOP/s in "
+        f"large products, {speed / 1e9:.3g} GB/s in copies; floor {1e6 * max(arithmetic_, memory):.0f} us "
+        f"(arithmetic {1e6 * arithmetic_:.0f}, memory {1e6 * memory:.0f})",
+        flush=True,
+    )
+    return max(arithmetic_, memory)
+
+
+def ceilings(device: torch.device) -> tuple[float, float]:
+    """FLOP/s of a large matrix product, by the present precision of convolutions, and bytes/s of a large copy."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = torch.rand(2, size, size, device=device)
+    source, target = torch.rand(2, 2**27 if device.type == "cuda" else 2**24, device=device)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    product = seconds_per_step(lambda: torch.mm(a, b), 10, 3)
+    torch.backends.cuda.matmul.allow_tf32 = before
+    copy = seconds_per_step(lambda: target.copy_(source), 10, 3)
+    return 2 * size**3 / product, 2 * 4 * len(source) / copy
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet34")
-    parser.add_argument("--data", type=Path, required=True, help="folder with the MNIST idx files")
+    parser.add_argument(
+        "--data", type=Path, help="folder with the MNIST idx files; default: as `make reproduce` has it"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--side-by-side", type=int, nargs="*", default=[1, 4, 8, 16])
@@ -77,9 +125,12 @@ def main() -> None:
     device = resolve_device(arguments.device)
     trial = Trial("benchmark", "engine", 0, arguments.network, precision=arguments.precision)
     dataset = load("mnist", arguments.data).to(device)
+    folder = arguments.data or Path(os.environ.get(FOLDER_VARIABLE) or ".data")
     where = f"{device_name(device)}, torch {torch.__version__}"
     print(f"{arguments.network}, batch {trial.batch_size}, {trial.precision}, {where}")
     times: dict[str, float] = {}
+    with arithmetic(trial.precision):
+        least = floor(trial, dataset)
 
     def note(way: str, seconds: float) -> None:
         times[way] = seconds
@@ -89,12 +140,13 @@ def main() -> None:
             f"{way:28s} {seconds * 1e6:10.1f} us"
             + (f" {loader / seconds:8.2f}x loader" if loader else "")
             + (f" {eager / seconds:8.2f}x eager" if eager else "")
+            + f" {seconds / least:8.1f}x floor"
             + f"  {memory:.1f} GiB",
             flush=True,
         )
 
     with arithmetic(trial.precision):
-        note("eager + DataLoader", seconds_per_step(loader_step(trial, arguments.data, device), arguments.steps, 10))
+        note("eager + DataLoader", seconds_per_step(loader_step(trial, folder, device), arguments.steps, 10))
         for way, crop in (("eager", False), ("eager, cropped", True)):
             learner = Learner(trial, dataset, crop)
             learner.model.train()

@@ -1,0 +1,56 @@
+"""Everything that needs a GPU, by one command: CUDA tests, engine benchmark, paper tier, its verification; one log.
+
+    make gpu
+
+A part goes on after an earlier one failed; the exit status then says so. The log is logs/gpu.log.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+LOG = Path("logs") / "gpu.log"
+PARTS = {
+    "CUDA tests": "pytest -q -m cuda",
+    "engine": "python benchmarks/engine.py",
+    "quote": "snakemake quote --config tier=paper",
+    "paper tier": "snakemake reproduce --config tier=paper",
+    "verification": "snakemake verify --config tier=paper",
+}
+
+
+def main() -> int:
+    """Run the parts; gives the number of those that failed."""
+    if not torch.cuda.is_available():
+        print("error: no CUDA device is there; run this where a GPU and its driver are, or make reproduce TIER=quick")
+        return 1
+    LOG.parent.mkdir(exist_ok=True)
+    ends = []
+    with LOG.open("w") as log:
+        for name, command in PARTS.items():
+            start = time.perf_counter()
+            failed = _tee(log, f"$ {command}", command.split())
+            ends.append(f"{name}: {'failed' if failed else 'done'} in {time.perf_counter() - start:.0f} s")
+        _say(log, "\n".join([f"{torch.cuda.get_device_name()}, torch {torch.__version__}", *ends]))
+    return sum("failed" in end for end in ends)
+
+
+def _tee(log, title: str, command: list[str]) -> bool:
+    """Whether `command` failed; what it prints goes to the terminal and to `log`."""
+    _say(log, title)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            _say(log, line.rstrip("\n"))
+    return process.returncode != 0
+
+
+def _say(log, text: str) -> None:
+    print(text, flush=True)
+    print(text, file=log, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
