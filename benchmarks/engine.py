@@ -114,9 +114,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet34")
-    parser.add_argument(
-        "--data", type=Path, help="folder with the MNIST idx files; default: as `make reproduce` has it"
-    )
+    parser.add_argument("--data", type=Path, help="folder with the MNIST idx files; default: as in make reproduce")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--side-by-side", type=int, nargs="*", default=[1, 4, 8, 16])

@@ -5,6 +5,7 @@ import torch
 from skipfold import config, experiments, quote
 from skipfold.keys import parse
 from skipfold.store import Store
+from skipfold.trial import Trial
 
 OTHERS = [name for name in experiments.TRAINED if name not in ("accuracy_vs_t_cnn3", "accuracy_vs_t_shallow_linear")]
 
@@ -31,6 +32,12 @@ def test_stored_and_shared_trials_are_not_counted(tmp_path):
     assert rows["sensitivity"].trials == 1
     assert all(row.seconds > 0 and row.disk > 0 for row in rows.values())
     assert len(list(store.folder.iterdir())) == 1
+
+
+def test_a_batch_larger_than_the_digits_is_quoted_too():
+    trial = Trial("test", "any", 0, "perceptron", batch_size=2000)
+    (cost,) = quote.measure([trial], torch.device("cpu"), None).values()
+    assert cost.image > 0
 
 
 def test_the_text_names_trials_time_and_disk(tmp_path):

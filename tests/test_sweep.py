@@ -164,6 +164,23 @@ def test_what_a_finished_group_learned_is_kept_when_the_next_one_does_not_fit(di
     assert seen == [(0, 1), (1, 1), (2, 3), (3, 4)]
 
 
+def test_a_trained_network_is_measured_on_the_cpu_where_the_device_is_full(digits, tmp_path, monkeypatch, capsys):
+    trials = mixed("cnn3")[:1]
+    expected = run(trials, tmp_path / "expected", digits, "cpu")[0]["final"]
+    real, calls = sweep.measure_trained, []
+
+    def full_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("simulated")
+        return real(*arguments)
+
+    monkeypatch.setattr(sweep, "measure_trained", full_once)
+    final = run(trials, tmp_path / "full", digits, "cpu")[0]["final"]
+    assert "out of memory at the measurement of cnn3" in capsys.readouterr().out and len(calls) == 2
+    assert final["collapsed_val_accuracy"] == expected["collapsed_val_accuracy"]
+
+
 def test_one_trial_that_does_not_fit_is_an_error_in_one_line(digits, tmp_path, monkeypatch):
     Small(monkeypatch, size=0)
     with pytest.raises(DeviceError, match="perceptron: one trial does not fit the free memory"):

@@ -103,7 +103,7 @@ def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int | N
     digits = load("digits")
     costs = {}
     for kind, alike in kinds.items():
-        images = STEPS * alike[0].batch_size
+        train, val = (min(STEPS * alike[0].batch_size, held) for held in IMAGES["digits"])
         count = min(len(alike), side_by_side or sweep.SIDE_BY_SIDE) if device.type == "cuda" else 1
         short = [
             replace(
@@ -112,8 +112,8 @@ def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int | N
                 schedule="static",
                 epochs=2,
                 data="digits",
-                train_images=images,
-                val_images=images,
+                train_images=train,
+                val_images=val,
             )
             for index in range(count)
         ]
@@ -125,7 +125,7 @@ def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int | N
         epoch = record["epochs"][1]
         size = len(json.dumps(epoch, indent=1))
         costs[kind] = Cost(
-            epoch["seconds"] / (images * (1 + VALIDATION_SHARE)), len(json.dumps(record, indent=1)) - 2 * size, size
+            epoch["seconds"] / (train + VALIDATION_SHARE * val), len(json.dumps(record, indent=1)) - 2 * size, size
         )
     return costs
 

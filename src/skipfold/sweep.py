@@ -1,6 +1,7 @@
 """Many trials through one call: what is stored is read, the rest is trained; side by side where CUDA is."""
 
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -53,8 +54,7 @@ def run(
     for kind in _kinds(missing):
         dataset = load_data(kind[0]).to(device)
         for trial, epochs, model in _train(kind, dataset, side_by_side or _best_size(kind, dataset), progress):
-            with arithmetic("float32"):  # TF32 would be larger than the differences that are certified
-                final = measure_trained(trial, model, dataset)
+            final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
             records[trial] = store.put(trial, {"epochs": epochs, "final": final, "provenance": provenance})
             if progress:
@@ -62,6 +62,17 @@ def run(
     if progress:
         progress.end()
     return [records[trial] for trial in trials]
+
+
+def _measured(trial: Trial, model: nn.Module, dataset: Dataset) -> dict:
+    """What the trained network tells, on the CPU where the device, full of others, has no memory left for it."""
+    with arithmetic("float32"):  # TF32 would be larger than the differences that are certified
+        try:
+            return measure_trained(trial, model, dataset)
+        except torch.OutOfMemoryError:
+            print(f"sweep: out of memory at the measurement of {trial.network}; going on with the CPU", flush=True)
+            torch.cuda.empty_cache()
+        return measure_trained(trial, copy.deepcopy(model).cpu(), dataset.to("cpu"))
 
 
 def _kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -126,10 +137,13 @@ def _memory(trial: Trial, dataset: Dataset) -> int:
     """Bytes that one learner takes on the GPU, by a step and a validation pass."""
     with arithmetic(trial.precision):
         before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
         learner = Learner(trial, dataset)
         learner.model.train()
-        learner.step(min(trial.batch_size, len(dataset.train_images)))
+        for _ in range(2):
+            # The first step tries algorithms, some of which take more memory than the one that is kept.
+            torch.cuda.reset_peak_memory_stats()
+            learner.cursor.zero_()
+            learner.step(min(trial.batch_size, len(dataset.train_images)))
         learner.model.eval()
         learner.measure()
         torch.cuda.synchronize()
@@ -193,14 +207,19 @@ class Bench:
                     action(learner)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            root = torch.cuda.current_stream()
-            for learner, stream in zip(self.learners, self.streams, strict=True):
-                stream.wait_stream(root)
-                with torch.cuda.stream(stream):
-                    action(learner)
-            for stream in self.streams:
-                root.wait_stream(stream)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                root = torch.cuda.current_stream()
+                for learner, stream in zip(self.learners, self.streams, strict=True):
+                    stream.wait_stream(root)
+                    with torch.cuda.stream(stream):
+                        action(learner)
+                for stream in self.streams:
+                    root.wait_stream(stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, torch.OutOfMemoryError):  # hidden by the capture that it broke off
+                raise torch.OutOfMemoryError(str(error.__context__)) from error
+            raise
         return graph
 
     def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> list[tuple]:
