@@ -58,6 +58,7 @@ TITLES = {
 
 VARIANTS = {
     "skips": "skips with t",
+    "skips_literal": "skips with t, written out",
     "add": "ordinary add",
     "skips_removed": "skips removed",
     "folded": "removed, BatchNorm folded",
