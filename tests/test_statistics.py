@@ -11,6 +11,22 @@ from skipfold import statistics
 from skipfold.errors import StoreError
 
 
+def test_savings_compare_eager_with_eager_and_fastest_with_fastest():
+    rows = [
+        ("resnet18", "skips", "eager", 64, 100.0),
+        ("resnet18", "skips", "onnxruntime", 64, 50.0),
+        ("resnet18", "skips_removed", "eager", 64, 75.0),
+        ("resnet18", "skips_removed", "onnxruntime", 64, 45.0),
+        ("resnet18", "skips", "eager", 1, 10.0),
+        ("perceptron", "perceptron", "eager", 64, 1.0),
+    ]
+    frame = pd.DataFrame(rows, columns=["network", "variant", "runtime", "batch", "median_us"])
+    (row,) = statistics.savings(frame.assign(measure="host", **dict.fromkeys(statistics.STAMP, ""))).to_dict("records")
+    assert (row["network"], row["variant"], row["batch"]) == ("resnet18", "skips_removed", 64)
+    assert row["eager_saved"] == 0.25 and row["fastest_saved"] == pytest.approx(0.1)
+    assert (row["before_runtime"], row["after_runtime"]) == ("onnxruntime", "onnxruntime")
+
+
 def record(index=0, arm="cnn3", t=0.5, accuracies=(0.8, 0.9), **final):
     """A record as the store gives it, with two epochs."""
     return {

@@ -132,7 +132,7 @@ def test_every_figure_is_drawn_again_without_training(smoke, monkeypatch, tmp_pa
         raise AssertionError("a trial is trained")
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sweep, "train", forbidden)
+    monkeypatch.setattr(sweep, "Bench", forbidden)
     monkeypatch.setattr(records, "images", forbidden)
     # From the packed records alone, as on another machine.
     store = Store(tmp_path / "trials")

@@ -355,9 +355,24 @@ def _timing(table: pd.DataFrame, results: Path) -> dict[str, Any]:
         "on_cpu": table["device"].str.startswith("CPU").all(),
         "device": table["device"].iloc[0],
         "difference": None if pd.isna(difference) else number(difference),
+        "savings": _savings(statistics.savings(table)),
         "tables": [_timing_table(table[table["batch"] == batch], batch, ways) for batch in batches],
         "links": _experiment_links(results, "timing"),
     }
+
+
+def _savings(table: pd.DataFrame) -> list[tuple]:
+    return [
+        (
+            figures.timing_label(row.network, row.variant),
+            row.batch,
+            "–" if pd.isna(row.eager_saved) else percent(row.eager_saved),
+            f"{row.before_runtime}, {microseconds(row.before_us)}",
+            f"{row.after_runtime}, {microseconds(row.after_us)}",
+            percent(row.fastest_saved),
+        )
+        for row in table.itertuples(index=False)
+    ]
 
 
 def _timing_table(table: pd.DataFrame, batch: int, ways: list[tuple[str, str]]) -> dict[str, Any]:

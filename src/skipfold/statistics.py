@@ -190,6 +190,49 @@ def certificates(frame: pd.DataFrame) -> pd.DataFrame:
     return out.join(rows[[*kept, "digest", *STAMP]]).reset_index(drop=True)
 
 
+REMOVED = (
+    ("resnet34_linear_avgpool", "collapsed"),
+    ("resnet18", "skips_removed"),
+    ("resnet34", "skips_removed"),
+    ("resnet18", "cropped"),
+    ("resnet34", "cropped"),
+)
+"""Networks and variants whose times are compared with those of the same network with its skips."""
+
+
+def savings(frame: pd.DataFrame) -> pd.DataFrame:
+    """What collapse and skip removal save, from a table of timings: as published, and against the best runtime.
+
+    Columns: network, variant, batch, eager_saved (share of wall-clock time saved, both eager, which is what the paper
+    measured), before_runtime, before_us (the fastest runtime of the network with its skips), after_runtime, after_us
+    (that of the variant), fastest_saved, STAMP.
+    """
+    host = frame[frame["measure"] == "host"]
+    rows = []
+    for network, variant in REMOVED:
+        for batch, part in host[host["network"] == network].groupby("batch", sort=False):
+            before, after = part[part["variant"] == "skips"], part[part["variant"] == variant]
+            if before.empty or after.empty:
+                continue
+            eager = [side.loc[side["runtime"] == "eager", "median_us"] for side in (before, after)]
+            best_before, best_after = (side.loc[side["median_us"].idxmin()] for side in (before, after))
+            rows.append(
+                {
+                    "network": network,
+                    "variant": variant,
+                    "batch": batch,
+                    "eager_saved": None if min(map(len, eager)) == 0 else 1 - eager[1].iloc[0] / eager[0].iloc[0],
+                    "before_runtime": best_before["runtime"],
+                    "before_us": best_before["median_us"],
+                    "after_runtime": best_after["runtime"],
+                    "after_us": best_after["median_us"],
+                    "fastest_saved": 1 - best_after["median_us"] / best_before["median_us"],
+                    **{key: best_after.get(key) for key in STAMP},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def stamp(frame: pd.DataFrame) -> dict[str, str]:
     """The STAMP of all rows of `frame` as one: distinct values joined by "; ", the latest date."""
     joined = {key: "; ".join(sorted(frame[key].dropna().astype(str).unique())) if key in frame else "" for key in STAMP}

@@ -189,6 +189,7 @@ def _timing(study: Study) -> None:
 
     device, _ = prepare(study.config)
     study.tables["timing"] = timing.measure(study.config, device)
+    study.tables["savings"] = statistics.savings(study.table)
     study.figure = figures.timing(study.table)
 
 

@@ -55,6 +55,10 @@ def check(results: str | Path, settings: config.Config | None = None) -> list[st
         problems += _tier(results, settings)
     for path in sorted((results / "tables").glob("*_trials.csv")):
         problems += _experiment(path, records, settings)
+    timing = results / "tables" / "timing.csv"
+    if timing.is_file():
+        savings = statistics.savings(statistics.read(timing))
+        problems += _differences(timing.with_name("savings.csv"), savings, "timing.csv")
     problems += _verdicts(results)
     problems += _page(results)
     return problems

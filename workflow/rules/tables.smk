@@ -9,6 +9,7 @@ rule timing:
     output:
         notebook=f"{RESULTS}/notebooks/timing.ipynb",
         table=f"{RESULTS}/tables/timing.csv",
+        savings=f"{RESULTS}/tables/savings.csv",
         svg=report(
             f"{RESULTS}/figures/timing.svg",
             caption="../report/timing.rst",
