@@ -4,6 +4,7 @@ import copy
 import statistics
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as clock
 
 from skipfold.collapse import collapse
 from skipfold.cropping import crop_dead_taps
@@ -28,7 +29,7 @@ from skipfold.training import arithmetic
 SAMPLE_SECONDS = 0.002
 """A sample repeats a prediction until it lasts about this long."""
 
-CELL_SECONDS = 6.0
+CELL_SECONDS = 2.0
 """A cell stops early, but not before three samples, when it has taken this long."""
 
 TOLERANCE = 1e-3
@@ -266,19 +267,20 @@ def _captured(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 def _interleaved(calls: list[Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[list[float]]]:
     """Seconds a call by way of measuring, `repeats` samples of each call, taken in turns after a warm-up."""
-    timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
-    ways = {"host": lambda timer, number, call: timer.timeit(number).mean}
+    timers = [timeit.Timer(call, timer=clock) for call in calls]  # the clock waits for the device
+    ways = {"host": lambda timer, number, call: timer.timeit(number) / number}
     if device.type == "cuda":
         ways["device"] = lambda timer, number, call: _between_events(call, number)
     numbers = []
     for timer in timers:
         timer.timeit(1)
-        numbers.append(max(1, min(1000, int(SAMPLE_SECONDS / timer.timeit(1).mean))))
+        numbers.append(max(1, min(1000, int(SAMPLE_SECONDS / timer.timeit(1)))))
     samples = {way: [[] for _ in calls] for way in ways}
     for _ in range(repeats):
         for way, sample in ways.items():
             for timer, number, call, seconds in zip(timers, numbers, calls, samples[way], strict=True):
                 if len(seconds) < 3 or sum(seconds) * number < CELL_SECONDS:
+                    call()  # what ran before has left the caches to others
                     seconds.append(sample(timer, number, call))
     return samples
 
