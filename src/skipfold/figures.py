@@ -244,7 +244,7 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
         ticks, labels, y = [], [], 0.0
         for assumption, group in groups:
             axes.annotate(
-                str(assumption), (0, y), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                str(assumption), (0, y), xycoords=("figure fraction", "data"), xytext=(4, 0),
                 textcoords="offset points", va="center", fontsize=8.5, fontweight="bold",
             )  # fmt: skip
             y += 1
