@@ -142,7 +142,7 @@ def _report(given: argparse.Namespace) -> None:
 def _verify(given: argparse.Namespace) -> None:
     from skipfold import verify
 
-    verify.verify(given.results, _settings(given))
+    verify.verify(given.results, _settings(given) if given.tier or given.config else None)
 
 
 if __name__ == "__main__":
