@@ -62,3 +62,11 @@ def test_every_runtime_predicts_what_the_network_does(name, device):
     x = torch.rand(3, 1, 28, 28, device=device)
     with torch.inference_mode():
         torch.testing.assert_close(cell.prepared(x)().float(), network(x), rtol=0.05, atol=0.05)
+
+
+def test_more_networks_than_dynamo_s_limit_are_all_compiled():
+    """Past its limit of 8 dynamo would run the others eagerly; fullgraph makes that an error."""
+    for _ in range(9):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+        contender = timing.Contender("any", "any", network, copy.deepcopy(network).double())
+        assert timing.prepare(contender, "compile", CPU).difference < 1e-4

@@ -136,7 +136,11 @@ def _channels_last_bf16(module: nn.Module, device: torch.device):
 
 def _compiled(mode: str):
     def prepare(module: nn.Module, device: torch.device):
-        compiled = torch.compile(copy.deepcopy(module), mode=mode, dynamic=False)
+        # Past these limits, which count all networks of a class together, dynamo runs eagerly with no more than a
+        # warning; fullgraph makes that an error.
+        torch._dynamo.config.recompile_limit = 1024
+        torch._dynamo.config.accumulated_recompile_limit = 4096
+        compiled = torch.compile(copy.deepcopy(module), mode=mode, dynamic=False, fullgraph=True)
         return lambda x: lambda: compiled(x)
 
     return prepare
@@ -147,7 +151,7 @@ def _cuda_graph(module: nn.Module, device: torch.device):
 
 
 def _onnxruntime(module: nn.Module, device: torch.device):
-    """By the provider of the device; on the CPU with as many threads as torch."""
+    """On the CPU, with as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
