@@ -83,6 +83,21 @@ def test_timing_shows_every_row():
     ]  # fmt: skip
 
 
+def test_roofline_draws_every_point_under_the_measured_ceilings():
+    rows = [
+        {"network": "resnet18", "variant": variant, "runtime": "eager", "batch": batch, "intensity": intensity,
+         "flops_per_s": 1e9 * intensity, "peak_flops_per_s": 4e10, "copy_bytes_per_s": 1e10, **STAMP}
+        for variant in ("skips", "skips_removed") for batch, intensity in ((64, 8.0), (1, 2.0))
+    ]  # fmt: skip
+    (axes,) = figures.roofline(pd.DataFrame(rows)).axes
+    *series, roof = axes.lines
+    assert [line.get_xydata().tolist() for line in series] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
+    x, y = roof.get_xydata().T
+    assert y == pytest.approx(np.where(x < 4, 10 * x, 40))
+    assert x.min() < 2 and x.max() > 8
+    assert [text.get_text() for text in axes.texts] == ["large matrix product: 40 GFLOP/s", "large copy: 10 GB/s"]
+
+
 def test_sensitivity_names_the_option_in_use():
     rows = [("padding", "1", True, 0.002), ("padding", "0", False, 0.05)]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse"]).assign(trials=1, n=51, **STAMP)

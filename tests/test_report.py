@@ -151,6 +151,28 @@ def test_times_of_a_cpu_are_said_to_be_so(results):
     assert "Timed on a CPU" not in read(results).text
 
 
+def test_roofline_is_shown(results):
+    shared = {"network": "resnet34_linear_avgpool", "runtime": "eager", "kernels": None, "flops": 15680,
+              "bytes": 7000.0, "peak_flops_per_s": 5e10, "copy_bytes_per_s": 1.2e10,
+              "gpu_state": None, **STAMP}  # fmt: skip
+    rows = [
+        {"variant": "skips", "batch": 64, "median_us": 9, "operators": 91, "roof_share": 0.25, "input_share": 0},
+        {"variant": "collapsed_pixels", "batch": 1, "median_us": 53.5, "operators": 2, "roof_share": 0.05,
+         "input_share": 0.002},
+    ]  # fmt: skip
+    frame = pd.DataFrame([shared | row for row in rows]).assign(intensity=2.2, flops_per_s=2e9, launch_us=None)
+    statistics.write(timings(), results / "tables" / "timing.csv")
+    statistics.write(frame, results / "tables" / "roofline.csv")
+    report.build(results)
+    text = read(results).text
+    assert "50 GFLOP/s in a large matrix product, 12 GB/s read and written by a large copy. Kernels and" in text
+    assert "linear ResNet34, average-pool: skips with t eager 91 – 0.02 7.0 2.2 2.0 25.0 %" in text
+    assert "1 eager 53.5 – 0.2 %" in text
+    statistics.write(frame.assign(gpu_state="pstate P0", kernels=120), results / "tables" / "roofline.csv")
+    report.build(results)
+    assert "The GPU then: pstate P0." in read(results).text and "eager 91 120" in read(results).text
+
+
 def test_sensitivity_is_shown(results):
     rows = [("networks.cnn3", "defaults", True, 0.002, ""), ("networks.cnn3", "padding=0", False, 0.05, "cnn3_curve")]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "verdicts_flipped"])

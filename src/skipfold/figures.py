@@ -64,6 +64,7 @@ VARIANTS = {
     "folded": "removed, BatchNorm folded",
     "cropped": "removed, folded, cropped",
     "collapsed": "collapsed",
+    "collapsed_pixels": "collapsed, from uint8 pixels",
     "perceptron": "perceptron",
 }
 
@@ -221,6 +222,52 @@ def timing(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figur
         for axes in panels:
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 4)
+        _stamp(figure, frame, stamp)
+    return figure
+
+
+def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
+    """Arithmetic reached against arithmetic intensity under the device's ceilings, log scales.
+
+    `frame` is the table of `roofline.measure`. A line joins the batches of a network and variant, the smallest at its
+    left end; hollow markers are eager, filled ones CUDA graphs. The ceilings are those measured in the same run.
+    """
+    peak, copy = frame["peak_flops_per_s"].iloc[0], frame["copy_bytes_per_s"].iloc[0]
+    networks = list(dict.fromkeys(frame["network"]))
+    variants = [variant for variant in VARIANTS if variant in set(frame["variant"])]
+    markers = dict(zip(networks, "osD^vP*X", strict=False))
+    palette = ["#0b3c6f", "#5b9bd5", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999", "#b8860b", "#7f1d1d"]
+    colors = dict(zip(variants, palette, strict=False))
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.0, 6.2))
+        axes = figure.subplots()
+        for (network, variant, runtime), part in frame.groupby(["network", "variant", "runtime"], sort=False):
+            part = part.sort_values("batch")
+            axes.plot(
+                part["intensity"], part["flops_per_s"] / 1e9, color=colors[variant], marker=markers[network],
+                markersize=5, linewidth=0.7, markerfacecolor="none" if runtime == "eager" else colors[variant],
+            )  # fmt: skip
+        x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
+        axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
+        axes.annotate(
+            f"large matrix product: {peak / 1e9:,.0f} GFLOP/s", (x[-1], peak / 1e9), xytext=(0, 3),
+            textcoords="offset points", ha="right", fontsize=8,
+        )  # fmt: skip
+        axes.annotate(
+            f"large copy: {copy / 1e9:,.0f} GB/s", (x[0], x[0] * copy / 1e9), xytext=(16, 2),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("FLOP for each byte that operators read or write")
+        axes.set_ylabel("GFLOP/s reached")
+        handles = [Line2D([], [], color=colors[name], linewidth=3, label=VARIANTS[name]) for name in variants]
+        handles += [
+            Line2D([], [], color="black", marker=markers[name], linestyle="", markerfacecolor="none",
+                   label=TITLES.get(name, name))
+            for name in networks
+        ]  # fmt: skip
+        _head(figure, "Prediction under the roof", handles)
         _stamp(figure, frame, stamp)
     return figure
 

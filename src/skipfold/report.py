@@ -22,7 +22,7 @@ from skipfold.experiments import ACCURACY_VS_T, TRAINED
 from skipfold.provenance import commit
 
 TEMPLATES = Path(__file__).with_name("templates")
-SHOWN = (*TRAINED, "timing", "sensitivity")
+SHOWN = (*TRAINED, "timing", "roofline", "sensitivity")
 """Experiments with a figure, in the page's order."""
 
 SOURCES = ("config/claims.yaml", "src/skipfold/claims.py", "src/skipfold/statistics.py")
@@ -56,6 +56,7 @@ TITLES = {
     "linear_comparison": "Linear networks",
     "schedule_comparison": "Static and scheduled skip strength",
     "timing": "Prediction time",
+    "roofline": "Prediction under the roof",
     "sensitivity": "How the guesses fit",
 } | {f"{ACCURACY_VS_T}{name}": f"Accuracy against t, {title}" for name, title in figures.TITLES.items()}
 
@@ -142,6 +143,7 @@ def _page(
         "figures": [_figure(name, tables, results) for name in shown],
         "absent": ", ".join(absent),
         "timing": _timing(tables["timing"], results) if "timing" in tables else None,
+        "roofline": _roofline(tables["roofline"], results) if "roofline" in tables else None,
         "certificates": _certificates(tables["certificates"], results) if "certificates" in tables else None,
         "assumptions": _assumptions(tables),
         "sensitivity": _sensitivity(tables["sensitivity"], results) if "sensitivity" in tables else None,
@@ -398,6 +400,46 @@ def _timing_table(table: pd.DataFrame, batch: int, ways: list[tuple[str, str]]) 
         rows.append(cells)
     text = f"Batch {batch}" + (", as published" if batch == 64 else "")
     return {"batch": batch, "caption": text, "heads": heads, "rows": rows}
+
+
+def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
+    pixels = table["variant"] == "collapsed_pixels"
+    timed = table[~pixels]
+    batch = 64 if (timed["batch"] == 64).any() else timed["batch"].max()
+    first = table.iloc[0]
+    rows = [
+        (
+            figures.timing_label(row.network, row.variant),
+            row.runtime,
+            row.operators,
+            "–" if pd.isna(row.kernels) else row.kernels,
+            f"{row.flops / 1e6:,.2f}",
+            f"{row.bytes / 1e3:,.1f}",
+            f"{row.intensity:.1f}",
+            f"{row.flops_per_s / 1e9:,.1f}",
+            percent(row.roof_share),
+        )
+        for row in timed[timed["batch"] == batch].itertuples()
+    ]
+    from_pixels = [
+        (
+            f"{row.batch:,}",
+            row.runtime,
+            microseconds(row.median_us * row.batch),
+            "–" if pd.isna(row.launch_us) else microseconds(row.launch_us),
+            percent(row.input_share),
+        )
+        for row in table[pixels].itertuples()
+    ]
+    return {
+        "peak": f"{first['peak_flops_per_s'] / 1e9:,.0f}",
+        "bandwidth": f"{first['copy_bytes_per_s'] / 1e9:,.0f}",
+        "state": None if pd.isna(first["gpu_state"]) else first["gpu_state"],
+        "batch": batch,
+        "rows": rows,
+        "pixels": from_pixels,
+        "links": _links(results, {"roofline.csv": "tables/roofline.csv", "notebook": "notebooks/timing.ipynb"}),
+    }
 
 
 def _certificates(table: pd.DataFrame, results: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Study:
     config: config.Config
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figure: Figure | None = None
+    more: dict[str, Figure] = field(default_factory=dict)
+    """Figures beside the one of its own name."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -48,7 +50,8 @@ class Study:
         for name, table in self.tables.items():
             statistics.write(table, folder / "tables" / f"{name}.csv")
         (folder / "figures").mkdir(exist_ok=True)
-        figures.save(self.figure, folder / "figures" / self.name)
+        for name, figure in {self.name: self.figure, **self.more}.items():
+            figures.save(figure, folder / "figures" / name)
 
 
 def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
@@ -185,12 +188,14 @@ def _ceiling(settings: config.Config) -> pd.DataFrame:
 
 def _timing(study: Study) -> None:
     # Here, because it is the only study that needs the runtimes.
-    from skipfold import timing
+    from skipfold import roofline, timing
 
     device, _ = prepare(study.config)
     study.tables["timing"] = timing.measure(study.config, device)
     study.tables["savings"] = statistics.savings(study.table)
     study.figure = figures.timing(study.table)
+    study.tables["roofline"] = roofline.measure(study.table, device)
+    study.more["roofline"] = figures.roofline(study.tables["roofline"])
 
 
 def _sensitivity(study: Study) -> None:

@@ -1,6 +1,7 @@
 """Prediction time per image of a network with its skips, without them, and collapsed, in one interleaved run."""
 
 import copy
+import functools
 import statistics
 import tempfile
 import time
@@ -49,6 +50,7 @@ class Contender:
     reference: nn.Module
 
 
+@functools.cache
 def contenders(device: torch.device) -> list[Contender]:
     """Every network and variant of the published comparison, with random BatchNorm statistics, on `device`.
 

@@ -33,9 +33,11 @@ LOGS = f"logs/{TIER}"
 EXPERIMENTS = list(SETTINGS["experiments"])
 MODELS = [name.removeprefix("accuracy_vs_t_") for name in EXPERIMENTS if name.startswith("accuracy_vs_t_")]
 FIGURES = expand(
-    f"{RESULTS}/figures/{{name}}.{{suffix}}", name=[*EXPERIMENTS, "timing", "sensitivity"], suffix=["svg", "png"]
+    f"{RESULTS}/figures/{{name}}.{{suffix}}",
+    name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"],
+    suffix=["svg", "png"],
 )
-TABLES = expand(f"{RESULTS}/tables/{{name}}.csv", name=[*EXPERIMENTS, "timing", "sensitivity"])
+TABLES = expand(f"{RESULTS}/tables/{{name}}.csv", name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"])
 
 
 def sources(*modules):

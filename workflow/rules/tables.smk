@@ -5,7 +5,8 @@ rule timing:
     """Prediction time per image of every network; alone on the machine, so that nothing else is timed."""
     input:
         notebook="notebooks/timing.ipynb",
-        sources=SHOWING + sources("collapse", "cropping", "folding", "homotopy", "removal", "resnet", "timing"),
+        sources=SHOWING
+        + sources("collapse", "cropping", "folding", "homotopy", "removal", "resnet", "roofline", "timing"),
     output:
         notebook=f"{RESULTS}/notebooks/timing.ipynb",
         table=f"{RESULTS}/tables/timing.csv",
@@ -17,6 +18,14 @@ rule timing:
             labels={"figure": "timing"},
         ),
         png=f"{RESULTS}/figures/timing.png",
+        roofline=f"{RESULTS}/tables/roofline.csv",
+        roofline_svg=report(
+            f"{RESULTS}/figures/roofline.svg",
+            caption="../report/roofline.rst",
+            category="Timing",
+            labels={"figure": "roofline"},
+        ),
+        roofline_png=f"{RESULTS}/figures/roofline.png",
     log:
         f"{LOGS}/timing.log",
     conda:

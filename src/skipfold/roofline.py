@@ -1,0 +1,227 @@
+"""What each timed network computes and moves, against what the device can: operators, FLOPs, bytes, ceilings."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from skipfold.collapse import Collapsed, fold_preprocessing
+from skipfold.errors import DeviceError
+from skipfold.networks import INPUT_SHAPE
+from skipfold.statistics import STAMP
+from skipfold.timing import TOLERANCE, contenders
+from skipfold.training import arithmetic
+
+AS_COUNTED = ("eager", "cuda_graph")
+"""Runtimes that run the operators that are counted; the others fuse some of them."""
+
+COLLAPSED = ("resnet34_linear_avgpool", "collapsed")
+PIXELS = "collapsed_pixels"
+"""The collapsed network that takes uint8 pixels as they are stored."""
+
+PIXEL_BATCHES = {"cpu": (1, 64, 2**16), "cuda": (1, 64, 2**20)}
+"""The last one does not fit into a cache."""
+
+MATRIX = {"cpu": 1024, "cuda": 8192}
+"""Side of the square matrices whose product is the ceiling of arithmetic."""
+
+COPIED = 2**27
+"""Bytes of the copy that is the ceiling of memory; more than a cache holds."""
+
+SAMPLE_SECONDS = 0.2
+KERNELS_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one prediction asks for: operators that compute, FLOPs of convolutions and matrix products an image, bytes
+    of activations that operators read and write an image, bytes of weights."""
+
+    operators: int
+    flops: int
+    activations: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reached: FLOP/s in a large matrix product (TF32 on CUDA, as the convolutions), bytes/s read and
+    written by a large copy, seconds to launch a CUDA graph of one empty kernel (None on a CPU)."""
+
+    flops: float
+    copy: float
+    launch: float | None
+
+
+def work(module: nn.Module, dtype: torch.dtype = torch.float32) -> Work:
+    """The work of `module` for images of `dtype`, from shapes alone: nothing is computed.
+
+    An operator counts every tensor that it reads or writes once, as if none were in a cache; views count nothing.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    weights = {name: value.to("meta") for name, value in state.items()}
+    x = torch.empty(1, *INPUT_SHAPE, dtype=dtype, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as flops, _Traffic(weights.values()) as traffic:
+        functional_call(module, weights, x)
+    return Work(traffic.operators, flops.get_total_flops(), traffic.activations, traffic.weights)
+
+
+class _Traffic(TorchDispatchMode):
+    def __init__(self, weights):
+        super().__init__()
+        self.held = {id(weight) for weight in weights}
+        self.operators = self.activations = self.weights = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        read = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        view = func.is_view and out.dtype == read[0].dtype  # `to` is a view unless it converts
+        if read and not view:
+            self.operators += 1
+            held = [tensor for tensor in read if id(tensor) in self.held]
+            moved = [tensor for tensor in read if id(tensor) not in self.held]
+            self.weights += sum(tensor.nbytes for tensor in held)
+            self.activations += sum(tensor.nbytes for tensor in [*moved, out])
+        return out
+
+
+def ceilings(device: torch.device) -> Ceilings:
+    """Measured on `device` now, in the arithmetic and with the threads of the timings."""
+    side = MATRIX[device.type]
+    a, b = torch.rand(2, side, side, device=device)
+    source = torch.rand(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        product = _seconds(lambda: a @ b)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    copy = _seconds(lambda: target.copy_(source))
+    launch = _seconds(_graphed(lambda: target[:1].zero_())) if device.type == "cuda" else None
+    return Ceilings(2 * side**3 / product, 2 * COPIED / copy, launch)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Median seconds of a warm call; the device is waited for."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=SAMPLE_SECONDS).median
+
+
+def _graphed(call: Callable[[], object]) -> Callable[[], None]:
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def kernels(module: nn.Module, device: torch.device) -> int | None:
+    """CUDA kernels that one eager prediction launches; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    x = torch.rand(KERNELS_BATCH, *INPUT_SHAPE, device=device)
+    module(x)  # chooses the convolutions' algorithms
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        module(x)
+        torch.cuda.synchronize()
+    launched = [event.name for event in found.events() if event.device_type == DeviceType.CUDA]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in launched)
+
+
+def gpu_state(device: torch.device) -> str | None:
+    """Performance state, clocks, power and temperature as nvidia-smi reads them now; None on a CPU or without it."""
+    if device.type != "cuda":
+        return None
+    fields = "pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
+    which = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    command = ["nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        values = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values, strict=True))
+
+
+def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
+    """Every eager or CUDA-graph time of `timings` (see `timing.measure`) beside its work and the device's ceilings.
+
+    Then the collapsed network on uint8 pixels, timed here. Columns: network, variant, runtime, batch, measure (device
+    where it was measured, else host), median_us (microseconds an image), operators, kernels (empty on a CPU), flops
+    and bytes (an image, the weights' share included), intensity (FLOP a byte), flops_per_s, peak_flops_per_s,
+    copy_bytes_per_s and launch_us (see `Ceilings`), roof_share (of what the roof allows at this intensity; above 1
+    where caches serve what is counted as memory), input_share (input bytes a second, of copy_bytes_per_s), gpu_state
+    (see `gpu_state`, read while the device is warm), STAMP.
+    """
+    with torch.inference_mode(), arithmetic("tf32"):
+        roof = ceilings(device)
+        state = gpu_state(device)
+        modules = {(each.network, each.variant): each.module for each in contenders(device)}
+        counted = {key: (work(module), kernels(module, device)) for key, module in modules.items()}
+        rows = [_row(row, *counted[row["network"], row["variant"]], roof) for row in _shown(timings)]
+        rows += _pixel_rows(modules[COLLAPSED], device, roof)
+    stamp = {key: timings[key].iloc[0] for key in STAMP}
+    return pd.DataFrame(rows).astype({"kernels": "Int64"}).assign(gpu_state=state, **stamp)
+
+
+def _shown(timings: pd.DataFrame) -> list[dict]:
+    way = "device" if (timings["measure"] == "device").any() else "host"
+    rows = timings[timings["runtime"].isin(AS_COUNTED) & (timings["measure"] == way)]
+    return rows[["network", "variant", "runtime", "batch", "measure", "median_us"]].to_dict("records")
+
+
+def _row(timed: dict, work: Work, kernels: int | None, roof: Ceilings, input_bytes: int = 4) -> dict:
+    seconds = timed["median_us"] / 1e6
+    moved = work.activations + work.weights / timed["batch"]
+    allowed = min(roof.flops, work.flops / moved * roof.copy)
+    pixels = torch.Size(INPUT_SHAPE).numel()
+    return {
+        **timed,
+        "operators": work.operators,
+        "kernels": kernels,
+        "flops": work.flops,
+        "bytes": moved,
+        "intensity": work.flops / moved,
+        "flops_per_s": work.flops / seconds,
+        "peak_flops_per_s": roof.flops,
+        "copy_bytes_per_s": roof.copy,
+        "launch_us": roof.launch and 1e6 * roof.launch,
+        "roof_share": work.flops / seconds / allowed,
+        "input_share": pixels * input_bytes / seconds / roof.copy,
+    }
+
+
+def _pixel_rows(collapsed: Collapsed, device: torch.device, roof: Ceilings) -> list[dict]:
+    module = fold_preprocessing(collapsed).to(device)
+    _check_pixels(module, collapsed, device)
+    counted = work(module, torch.uint8), kernels(module, device)
+    rows = []
+    for batch in PIXEL_BATCHES[device.type]:
+        x = torch.randint(0, 256, (batch, *INPUT_SHAPE), dtype=torch.uint8, device=device)
+        calls = {"eager": lambda x=x: module(x)}
+        if device.type == "cuda":
+            calls["cuda_graph"] = _graphed(calls["eager"])
+        for runtime, call in calls.items():
+            timed = {"network": COLLAPSED[0], "variant": PIXELS, "runtime": runtime, "batch": batch, "measure": "host"}
+            rows.append(_row(timed | {"median_us": 1e6 * _seconds(call) / batch}, *counted, roof, input_bytes=1))
+    return rows
+
+
+def _check_pixels(module: Collapsed, collapsed: Collapsed, device: torch.device) -> None:
+    x = torch.randint(0, 256, (8, *INPUT_SHAPE), dtype=torch.uint8, device=device)
+    expected = collapsed(x / 255)
+    error = float((module(x) - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE:
+        raise DeviceError(
+            f"roofline: {COLLAPSED[0]} {PIXELS} differs from the collapsed network by {error:.1e} of the largest "
+            f"logit, more than {TOLERANCE:g}; it is not the same function on this device"
+        )

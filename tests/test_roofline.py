@@ -1,0 +1,101 @@
+"""The roofline: work counted by hand, shares of known ceilings, and ceilings that are measured."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from skipfold import roofline
+from skipfold.collapse import Collapsed, fold_preprocessing
+from skipfold.errors import DeviceError
+from skipfold.folding import fold_batchnorm
+from skipfold.networks import build
+from skipfold.removal import strip
+
+CPU = torch.device("cpu")
+STAMP = {"tier": "smoke", "device": "any", "torch": "2", "cuda": None, "commit": "abc", "date": "2026-01-01"}
+
+
+def timings(measure="host", *runtimes):
+    rows = [("resnet34", "skips", 64, 2000.0), ("perceptron", "perceptron", 64, 1.0)]
+    frame = pd.DataFrame(rows, columns=["network", "variant", "batch", "median_us"]).assign(measure=measure, **STAMP)
+    return pd.concat([frame.assign(runtime=runtime) for runtime in runtimes or ("eager",)], ignore_index=True)
+
+
+def test_work_is_what_one_counts_by_hand():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    features, weights = 4 * 26 * 26, sum(value.numel() for value in network.parameters())
+    found = roofline.work(network)
+    assert found.operators == 3  # the flattening moves nothing
+    assert found.flops == 2 * 9 * features + 2 * features * 10
+    assert found.activations == 4 * ((784 + features) + 2 * features + (features + 10))
+    assert found.weights == 4 * weights
+
+
+def test_work_from_pixels_has_their_conversion():
+    layer = Collapsed(torch.rand(10, 784), torch.rand(10), (1, 28, 28), (10,))
+    assert roofline.work(layer).operators == 1
+    found = roofline.work(layer, torch.uint8)
+    assert found.operators == 2 and found.flops == 2 * 7840
+    assert found.activations == (784 + 4 * 784) + 4 * (784 + 10)
+
+
+def test_removal_takes_away_the_operators_of_the_skips():
+    """8 weighted sums and 3 projections of two operators each, then 17 BatchNorms."""
+    network = build("resnet18", {"t": 0.0}).eval()
+    removed = strip(network)
+    counts = [roofline.work(each).operators for each in (network, removed, fold_batchnorm(removed))]
+    assert counts == [68, 68 - 8 - 3 * 2, 68 - 8 - 3 * 2 - 17]
+
+
+def test_shares_are_of_the_ceilings(monkeypatch):
+    """40 GFLOP/s and 8 GB/s meet at 5 FLOP a byte: the ResNet is beyond, the perceptron is not."""
+    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(4e10, 8e9, None))
+    monkeypatch.setattr(roofline, "PIXEL_BATCHES", {"cpu": (1, 8)})
+    table = roofline.measure(timings("host", "onnxruntime", "eager"), CPU)
+    assert list(table["runtime"]) == ["eager"] * 4  # onnxruntime fuses operators
+    resnet, perceptron, *pixels = table.to_dict("records")
+    assert resnet["flops"] == 139307520 and resnet["intensity"] > 5
+    assert resnet["roof_share"] == pytest.approx(139307520 / 2e-3 / 4e10)
+    moved = 4 * 794 + 4 * 7840 / 64
+    assert perceptron["bytes"] == moved
+    assert perceptron["roof_share"] == pytest.approx(15680 / 1e-6 / (15680 / moved * 8e9))
+    assert perceptron["input_share"] == pytest.approx(4 * 784 / 1e-6 / 8e9)
+    assert [(row["variant"], row["batch"]) for row in pixels] == [(roofline.PIXELS, 1), (roofline.PIXELS, 8)]
+    for row in pixels:
+        assert row["input_share"] == pytest.approx(784 / (row["median_us"] / 1e6) / 8e9)
+    assert table["kernels"].isna().all() and table["gpu_state"].isna().all()
+
+
+def test_device_time_is_taken_where_it_was_measured():
+    both = pd.concat([timings("host"), timings("device", "eager", "cuda_graph")])
+    assert {row["measure"] for row in roofline._shown(both)} == {"device"}
+    assert len(roofline._shown(both)) == 4
+
+
+def test_a_wrong_network_on_pixels_is_refused(monkeypatch):
+    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(4e10, 8e9, None))
+    monkeypatch.setattr(roofline, "fold_preprocessing", lambda layer: fold_preprocessing(layer, scale=1 / 128))
+    with pytest.raises(DeviceError, match="collapsed_pixels differs from the collapsed network"):
+        roofline.measure(timings(), CPU)
+
+
+def test_ceilings_are_measured(monkeypatch):
+    """As fast as the same product and copy timed here, within what two runs differ."""
+    found = roofline.ceilings(CPU)
+    a, b = torch.rand(2, 1024, 1024)
+    seconds = torch.utils.benchmark.Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    assert found.flops == pytest.approx(2 * 1024**3 / seconds.blocked_autorange(min_run_time=0.3).median, rel=0.7)
+    assert found.copy > 1e8 and found.launch is None
+
+
+@pytest.mark.cuda
+def test_on_cuda_kernels_launches_and_clocks_are_read():
+    device = torch.device("cuda")
+    table = roofline.measure(timings("device", "eager", "cuda_graph"), device)
+    by_network = table.drop_duplicates("network").set_index("network")
+    assert by_network.loc["resnet34", "kernels"] >= 0.5 * by_network.loc["resnet34", "operators"]
+    assert by_network.loc["perceptron", "kernels"] >= 1
+    assert (table["launch_us"] > 0).all() and (table["launch_us"] < 1000).all()
+    assert {"eager", "cuda_graph"} == set(table[table["variant"] == roofline.PIXELS]["runtime"])
+    assert table["gpu_state"].str.contains("clocks.sm").all()
