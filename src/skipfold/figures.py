@@ -65,6 +65,7 @@ VARIANTS = {
     "cropped": "removed, folded, cropped",
     "collapsed": "collapsed",
     "collapsed_pixels": "collapsed, from uint8 pixels",
+    "collapsed_pixels_fused": "collapsed, from uint8 pixels, one kernel",
     "perceptron": "perceptron",
 }
 
@@ -236,7 +237,18 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
     networks = list(dict.fromkeys(frame["network"]))
     variants = [variant for variant in VARIANTS if variant in set(frame["variant"])]
     markers = dict(zip(networks, "osD^vP*X", strict=False))
-    palette = ["#0b3c6f", "#5b9bd5", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999", "#b8860b", "#7f1d1d"]
+    palette = [
+        "#0b3c6f",
+        "#5b9bd5",
+        "#c2571a",
+        "#4f9e8f",
+        "#8a6bb1",
+        "black",
+        "#999999",
+        "#b8860b",
+        "#7f1d1d",
+        "#d16ba5",
+    ]
     colors = dict(zip(variants, palette, strict=False))
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(7.0, 6.2))

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
+from skipfold.pixels import PixelLayer
 from skipfold.statistics import STAMP
 from skipfold.timing import TOLERANCE, contenders
 from skipfold.training import arithmetic
@@ -26,7 +27,8 @@ AS_COUNTED = ("eager", "cuda_graph")
 
 COLLAPSED = ("resnet34_linear_avgpool", "collapsed")
 PIXELS = "collapsed_pixels"
-"""The collapsed network that takes uint8 pixels as they are stored."""
+FUSED = "collapsed_pixels_fused"
+"""The collapsed network that takes uint8 pixels as they are stored; on CUDA also in one kernel (see `pixels`)."""
 
 PIXEL_BATCHES = {"cpu": (1, 64, 2**16), "cuda": (1, 64, 2**20)}
 """The last one does not fit into a cache."""
@@ -125,11 +127,10 @@ def _graphed(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def kernels(module: nn.Module, device: torch.device) -> int | None:
-    """CUDA kernels that one eager prediction launches; None on a CPU."""
-    if device.type != "cuda":
+def kernels(module: nn.Module, x: torch.Tensor) -> int | None:
+    """CUDA kernels that one eager prediction of `x` launches; None on a CPU."""
+    if x.device.type != "cuda":
         return None
-    x = torch.rand(KERNELS_BATCH, *INPUT_SHAPE, device=device)
     module(x)  # chooses the convolutions' algorithms
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         module(x)
@@ -155,18 +156,19 @@ def gpu_state(device: torch.device) -> str | None:
 def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
     """Every eager or CUDA-graph time of `timings` (see `timing.measure`) beside its work and the device's ceilings.
 
-    Then the collapsed network on uint8 pixels, timed here. Columns: network, variant, runtime, batch, measure (device
-    where it was measured, else host), median_us (microseconds an image), operators, kernels (empty on a CPU), flops
-    and bytes (an image, the weights' share included), intensity (FLOP a byte), flops_per_s, peak_flops_per_s,
-    copy_bytes_per_s and launch_us (see `Ceilings`), roof_share (of what the roof allows at this intensity; above 1
-    where caches serve what is counted as memory), input_share (input bytes a second, of copy_bytes_per_s), gpu_state
-    (see `gpu_state`, read while the device is warm), STAMP.
+    Then the collapsed network on uint8 pixels, timed here, on CUDA in one kernel too. Columns: network, variant,
+    runtime, batch, measure (device where it was measured, else host), median_us (microseconds an image), operators,
+    kernels (empty on a CPU), flops and bytes (an image, the weights' share included), intensity (FLOP a byte),
+    flops_per_s, peak_flops_per_s, copy_bytes_per_s and launch_us (see `Ceilings`), roof_share (of what the roof allows
+    at this intensity; above 1 where caches serve what is counted as memory), input_share (input bytes a second, of
+    copy_bytes_per_s), gpu_state (see `gpu_state`, read while the device is warm), STAMP.
     """
     with torch.inference_mode(), arithmetic("tf32"):
         roof = ceilings(device)
         state = gpu_state(device)
         modules = {(each.network, each.variant): each.module for each in contenders(device)}
-        counted = {key: (work(module), kernels(module, device)) for key, module in modules.items()}
+        x = torch.rand(KERNELS_BATCH, *INPUT_SHAPE, device=device)
+        counted = {key: (work(module), kernels(module, x)) for key, module in modules.items()}
         rows = [_row(row, *counted[row["network"], row["variant"]], roof) for row in _shown(timings)]
         rows += _pixel_rows(modules[COLLAPSED], device, roof)
     stamp = {key: timings[key].iloc[0] for key in STAMP}
@@ -201,27 +203,40 @@ def _row(timed: dict, work: Work, kernels: int | None, roof: Ceilings, input_byt
 
 
 def _pixel_rows(collapsed: Collapsed, device: torch.device, roof: Ceilings) -> list[dict]:
-    module = fold_preprocessing(collapsed).to(device)
-    _check_pixels(module, collapsed, device)
-    counted = work(module, torch.uint8), kernels(module, device)
+    layer = fold_preprocessing(collapsed).to(device)
+    modules = {PIXELS: layer}
+    if device.type == "cuda":
+        modules[FUSED] = PixelLayer(layer).to(device)
     rows = []
-    for batch in PIXEL_BATCHES[device.type]:
-        x = torch.randint(0, 256, (batch, *INPUT_SHAPE), dtype=torch.uint8, device=device)
-        calls = {"eager": lambda x=x: module(x)}
-        if device.type == "cuda":
-            calls["cuda_graph"] = _graphed(calls["eager"])
-        for runtime, call in calls.items():
-            timed = {"network": COLLAPSED[0], "variant": PIXELS, "runtime": runtime, "batch": batch, "measure": "host"}
-            rows.append(_row(timed | {"median_us": 1e6 * _seconds(call) / batch}, *counted, roof, input_bytes=1))
+    for variant, module in modules.items():
+        _check_pixels(variant, module, collapsed, device)
+        counted = _fused_work(layer) if variant == FUSED else work(layer, torch.uint8)
+        for batch in PIXEL_BATCHES[device.type]:
+            x = torch.randint(0, 256, (batch, *INPUT_SHAPE), dtype=torch.uint8, device=device)
+            launched = kernels(module, x)
+            calls = {"eager": lambda x=x, module=module: module(x)}
+            if device.type == "cuda":
+                calls["cuda_graph"] = _graphed(calls["eager"])
+            for runtime, call in calls.items():
+                timed = {"network": COLLAPSED[0], "variant": variant, "runtime": runtime, "batch": batch}
+                timed |= {"measure": "host", "median_us": 1e6 * _seconds(call) / batch}
+                rows.append(_row(timed, counted, launched, roof, input_bytes=1))
     return rows
 
 
-def _check_pixels(module: Collapsed, collapsed: Collapsed, device: torch.device) -> None:
+def _fused_work(layer: Collapsed) -> Work:
+    """One operator that reads pixels and weights and writes logits."""
+    counted = work(layer, torch.uint8)
+    outputs, inputs = layer.linear.weight.shape
+    return Work(1, counted.flops, inputs + 4 * outputs, counted.weights)
+
+
+def _check_pixels(variant: str, module: nn.Module, collapsed: Collapsed, device: torch.device) -> None:
     x = torch.randint(0, 256, (8, *INPUT_SHAPE), dtype=torch.uint8, device=device)
     expected = collapsed(x / 255)
     error = float((module(x) - expected).abs().max() / expected.abs().max())
-    if not error <= TOLERANCE:
+    if not error <= TOLERANCE["float32"]:
         raise DeviceError(
-            f"roofline: {COLLAPSED[0]} {PIXELS} differs from the collapsed network by {error:.1e} of the largest "
-            f"logit, more than {TOLERANCE:g}; it is not the same function on this device"
+            f"roofline: {COLLAPSED[0]} {variant} differs from the collapsed network by {error:.1e} of the largest "
+            f"logit, more than {TOLERANCE['float32']:g}; it is not the same function on this device"
         )
