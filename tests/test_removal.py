@@ -127,6 +127,7 @@ class InPlace(nn.Module):
         super().__init__()
         self.relu, self.project, self.linear = nn.ReLU(inplace=True), nn.Identity(), nn.Linear(4, 4)
         self.more = nn.Linear(4, 4)
+        nn.init.constant_(self.more.bias, -1.0)  # so that the ReLU changes something
 
     def forward(self, x):
         x = self.more(x)
