@@ -36,8 +36,34 @@ def test_stored_and_shared_trials_are_not_counted(tmp_path):
 
 def test_a_batch_larger_than_the_digits_is_quoted_too():
     trial = Trial("test", "any", 0, "perceptron", batch_size=2000)
-    (cost,) = quote.measure([trial], torch.device("cpu"), None).values()
-    assert cost.image > 0
+    (cost,) = quote.measure([quote.Bench(trial, 5, 1)], torch.device("cpu")).values()
+    assert cost.image > 0 and cost.trial > 0 and cost.setup >= 0
+
+
+def test_trials_that_train_side_by_side_are_measured_so(tmp_path):
+    """As the sweep does it: 17 of at most 16 are two groups of 9; on a CPU each is alone."""
+    loaded = settings(tmp_path)
+    alike = [Trial("test", "any", index, "perceptron") for index in range(17)]
+    on_cuda, on_cpu = (quote._bench(alike, torch.device(name), loaded) for name in ("cuda", "cpu"))
+    assert (on_cuda.trials, on_cuda.size, on_cpu.size) == (17, 9, 1)
+    assert quote._bench(alike, torch.device("cpu"), loaded | {"side_by_side": 4}).size == 4
+    assert on_cuda.key != on_cpu.key
+
+
+def test_what_a_bench_costs_is_added_up(tmp_path, monkeypatch):
+    """By hand: a bench of 13 trials, then the notebook."""
+    loaded = settings(tmp_path)
+    del loaded["experiments"]["accuracy_vs_t_shallow_linear"]
+    loaded["sensitivity"]["assumptions"] = []
+    monkeypatch.setattr(
+        quote, "measure", lambda benches, device: {bench.key: quote.Cost(100, 10, 1, 7, 3) for bench in benches}
+    )
+    rows = quote.estimate(loaded, torch.device("cpu"), Store(tmp_path / "trials"))
+    row = next(row for row in rows if row.experiment == "accuracy_vs_t_cnn3")
+    (trial, *_) = trials = experiments.trials(loaded, "accuracy_vs_t_cnn3")
+    images = (trial.train_images or 1497) + (trial.val_images or 300) / 3
+    assert row.seconds == quote.NOTEBOOK_SECONDS + 100 + len(trials) * (10 + trial.epochs * images)
+    assert row.disk == quote.NOTEBOOK_BYTES + len(trials) * (7 + 3 * trial.epochs)
 
 
 def test_the_text_names_trials_time_and_disk(tmp_path):

@@ -4,7 +4,8 @@ import datetime
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,8 +47,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured: seconds a training image, bytes of a record and of each of its epochs."""
+    """Measured: seconds of setting up a bench, of a trial apart from its epochs, and of a training image; bytes of a
+    record and of each of its epochs."""
 
+    setup: float
+    trial: float
     image: float
     record: int
     epoch: int
@@ -82,56 +86,88 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
     for name, trials in wanted.items():
         missing[name] = [trial for trial in trials if trial not in store and trial not in seen]
         seen.update(missing[name])
-    costs = measure(seen, device, settings["side_by_side"])
+    benches = {name: [_bench(alike, device, settings) for alike in sweep.kinds(missing[name])] for name in wanted}
+    costs = measure((bench for found in benches.values() for bench in found), device)
     for name, trials in missing.items():
         seconds, disk = float(NOTEBOOK_SECONDS), NOTEBOOK_BYTES
-        for trial in trials:
-            cost = costs[_kind(trial)]
+        for bench in benches[name]:
+            cost, trial = costs[bench.key], bench.trial
             train, val = IMAGES[trial.data]
             images = (trial.train_images or train) + VALIDATION_SHARE * (trial.val_images or val)
-            seconds += cost.image * trial.epochs * images
-            disk += cost.record + trial.epochs * cost.epoch
+            seconds += cost.setup + bench.trials * (cost.trial + cost.image * trial.epochs * images)
+            disk += bench.trials * (cost.record + trial.epochs * cost.epoch)
         rows.append(Row(name, len(trials), len(wanted[name]) - len(trials), seconds, disk))
     return rows
 
 
-def measure(trials: Iterable[Trial], device: torch.device, side_by_side: int | None) -> dict[str, Cost]:
-    """The cost of each kind of trial, from two short epochs on a few images, the first of which warms up."""
-    kinds: dict[str, list[Trial]] = {}
-    for trial in trials:
-        kinds.setdefault(_kind(trial), []).append(trial)
+@dataclass(frozen=True)
+class Bench:
+    """How an experiment trains those of its trials that are alike: so many, `size` of them side by side."""
+
+    trial: Trial
+    trials: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """Benches of one key cost the same, whatever their images and epochs."""
+        trial = self.trial
+        parts = [trial.network, trial.options, trial.batch_size, trial.optimizer.name, self.size]
+        return json.dumps(parts, sort_keys=True)
+
+
+def _bench(alike: Sequence[Trial], device: torch.device, settings: Config) -> Bench:
+    most = settings["side_by_side"] or (sweep.SIDE_BY_SIDE if device.type == "cuda" else 1)
+    groups = -(-len(alike) // most)
+    return Bench(alike[0], len(alike), -(-len(alike) // groups))
+
+
+def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:
+    """The cost of each bench by its key, from two groups of trials of two short epochs on a few images.
+
+    A group's first epoch warms up, and the first group also sets up the bench.
+    """
     digits = load("digits")
     costs = {}
-    for kind, alike in kinds.items():
-        train, val = (min(STEPS * alike[0].batch_size, held) for held in IMAGES["digits"])
-        count = min(len(alike), side_by_side or sweep.SIDE_BY_SIDE) if device.type == "cuda" else 1
-        short = [
-            replace(
-                alike[0],
-                index=index,
-                schedule="static",
-                epochs=2,
-                data="digits",
-                train_images=train,
-                val_images=val,
-            )
-            for index in range(count)
-        ]
+    for key, bench in {bench.key: bench for bench in benches}.items():
+        train, val = (min(STEPS * bench.trial.batch_size, held) for held in IMAGES["digits"])
+        short = replace(
+            bench.trial, schedule="static", epochs=2, data="digits", train_images=train, val_images=val
+        )  # fmt: skip
+        clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
-            record = sweep.run(
-                short, Store(folder), lambda trial: digits.first(trial.train_images, trial.val_images), device,
-                side_by_side=side_by_side,
-            )[0]  # fmt: skip
-        epoch = record["epochs"][1]
+            records = sweep.run(
+                [replace(short, index=index) for index in range(2 * bench.size)], Store(folder),
+                lambda trial: digits.first(trial.train_images, trial.val_images), device, clock, bench.size,
+            )  # fmt: skip
+        first, second = clock.ends[bench.size - 1], clock.ends[-1]
+        trained = sum(epoch["seconds"] for record in records[bench.size :] for epoch in record["epochs"])
+        epoch = records[-1]["epochs"][1]
         size = len(json.dumps(epoch, indent=1))
-        costs[kind] = Cost(
-            epoch["seconds"] / (train + VALIDATION_SHARE * val), len(json.dumps(record, indent=1)) - 2 * size, size
+        costs[key] = Cost(
+            setup=max(0.0, first - (second - first)),
+            trial=max(0.0, second - first - trained) / bench.size,
+            image=epoch["seconds"] / (train + VALIDATION_SHARE * val),
+            record=len(json.dumps(records[-1], indent=1)) - 2 * size,
+            epoch=size,
         )
     return costs
 
 
-def _kind(trial: Trial) -> str:
-    return json.dumps([trial.network, trial.options, trial.batch_size, trial.optimizer.name], sort_keys=True)
+class _Clock:
+    """Progress that notes when each trial has ended, in seconds since the beginning."""
+
+    def begin(self, trials: int, stored: int, epochs: int) -> None:
+        self.start, self.ends = time.perf_counter(), []
+
+    def epoch(self, trial: Trial, epoch: dict) -> None:
+        pass
+
+    def trial(self, trial: Trial, record: dict) -> None:
+        self.ends.append(time.perf_counter() - self.start)
+
+    def end(self) -> None:
+        pass
 
 
 def _time(seconds: float) -> str:

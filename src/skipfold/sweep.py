@@ -51,7 +51,7 @@ def run(
     missing = [trial for trial in records if records[trial] is None]
     if progress:
         progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
-    for kind in _kinds(missing):
+    for kind in kinds(missing):
         dataset = load_data(kind[0]).to(device)
         for trial, epochs, model in _train(kind, dataset, side_by_side or _best_size(kind, dataset), progress):
             final = _measured(trial, model, dataset)
@@ -75,7 +75,7 @@ def _measured(trial: Trial, model: nn.Module, dataset: Dataset) -> dict:
         return measure_trained(trial, copy.deepcopy(model).cpu(), dataset.to("cpu"))
 
 
-def _kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
+def kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials that differ in nothing but NAMING, together."""
     kinds: dict[str, list[Trial]] = {}
     for trial in trials:
