@@ -136,7 +136,7 @@ def test_verdicts_are_shown_with_interval_and_overall(results):
 def timings():
     rows = [("resnet18", "skips", 100.0), ("resnet18", "skips_removed", 70.0), ("perceptron", "perceptron", 2.0)]
     frame = pd.DataFrame(rows, columns=["network", "variant", "median_us"])
-    return frame.assign(runtime="eager", batch=64, measure="host", max_difference=1e-6, **STAMP,
+    return frame.assign(runtime="eager", precision="float32", batch=64, measure="host", max_difference=1e-6, **STAMP,
                         q1_us=frame["median_us"] - 1, q3_us=frame["median_us"] + 1)  # fmt: skip
 
 
@@ -146,9 +146,25 @@ def test_times_of_a_cpu_are_said_to_be_so(results):
     report.build(results)
     text = read(results).text
     assert "Timed on a CPU" in text and "ResNet18: skips removed 70.0 (69.0–71.0) 30.0 %" in text
+    assert "ResNet18: skips removed 64 float32 30.0 % eager, 100 eager, 70.0 30.0 %" in text
     statistics.write(timings().assign(device="GPU"), results / "tables" / "timing.csv")
     report.build(results)
     assert "Timed on a CPU" not in read(results).text
+
+
+def test_times_of_a_gpu_have_a_table_each_way_and_say_what_is_missing(results):
+    device = timings().assign(measure="device", precision="tf32", median_us=[90.0, 60.0, 1.0])
+    table = pd.concat([timings().assign(precision="tf32"), device])
+    absent = pd.DataFrame([("eager", "tf32", None), ("onnxruntime", "tf32", "no provider")])
+    statistics.write(table.assign(device="GPU"), results / "tables" / "timing.csv")
+    statistics.write(
+        absent.set_axis(["runtime", "precision", "remark"], axis=1).assign(**STAMP), results / "tables" / "runtimes.csv"
+    )
+    report.build(results)
+    text = read(results).text
+    assert "Batch 64, wall-clock time, as published Network eager saves ResNet18: skips with t 100" in text
+    assert "Batch 64, device time, as published Network eager saves ResNet18: skips with t 90.0" in text
+    assert "Runtime Precision Why onnxruntime TF32 no provider" in text
 
 
 def test_roofline_is_shown(results):

@@ -11,20 +11,26 @@ from skipfold import statistics
 from skipfold.errors import StoreError
 
 
-def test_savings_compare_eager_with_eager_and_fastest_with_fastest():
+def test_savings_compare_eager_with_eager_and_fastest_with_fastest_of_a_precision():
     rows = [
-        ("resnet18", "skips", "eager", 64, 100.0),
-        ("resnet18", "skips", "onnxruntime", 64, 50.0),
-        ("resnet18", "skips_removed", "eager", 64, 75.0),
-        ("resnet18", "skips_removed", "onnxruntime", 64, 45.0),
-        ("resnet18", "skips", "eager", 1, 10.0),
-        ("perceptron", "perceptron", "eager", 64, 1.0),
+        ("resnet18", "skips", "eager", "tf32", 64, 100.0),
+        ("resnet18", "skips", "cuda_graph", "tf32", 64, 50.0),
+        ("resnet18", "skips", "channels_last_bf16", "bf16", 64, 40.0),
+        ("resnet18", "skips_removed", "eager", "tf32", 64, 75.0),
+        ("resnet18", "skips_removed", "cuda_graph", "tf32", 64, 45.0),
+        ("resnet18", "skips_removed", "channels_last_bf16", "bf16", 64, 30.0),
+        ("resnet18", "skips", "eager", "tf32", 1, 10.0),
+        ("perceptron", "perceptron", "eager", "tf32", 64, 1.0),
     ]
-    frame = pd.DataFrame(rows, columns=["network", "variant", "runtime", "batch", "median_us"])
-    (row,) = statistics.savings(frame.assign(measure="host", **dict.fromkeys(statistics.STAMP, ""))).to_dict("records")
+    frame = pd.DataFrame(rows, columns=["network", "variant", "runtime", "precision", "batch", "median_us"])
+    row, bf16 = statistics.savings(frame.assign(measure="host", **dict.fromkeys(statistics.STAMP, ""))).to_dict(
+        "records"
+    )
     assert (row["network"], row["variant"], row["batch"]) == ("resnet18", "skips_removed", 64)
     assert row["eager_saved"] == 0.25 and row["fastest_saved"] == pytest.approx(0.1)
-    assert (row["before_runtime"], row["after_runtime"]) == ("onnxruntime", "onnxruntime")
+    assert (row["before_runtime"], row["after_runtime"]) == ("cuda_graph", "cuda_graph")
+    assert (row["precision"], bf16["precision"]) == ("tf32", "bf16")
+    assert bf16["fastest_saved"] == 0.25 and pd.isna(bf16["eager_saved"])
 
 
 def record(index=0, arm="cnn3", t=0.5, accuracies=(0.8, 0.9), **final):

@@ -68,7 +68,7 @@ def test_everything_is_there(smoke):
     results = place / "results" / "smoke"
     names = [*experiments.TRAINED, "timing", "sensitivity"]
     expected = [f"figures/{name}.{suffix}" for name in [*names, "roofline"] for suffix in ("svg", "png")]
-    expected += [f"tables/{name}.csv" for name in [*names, "roofline"]]
+    expected += [f"tables/{name}.csv" for name in [*names, "roofline", "runtimes", "savings"]]
     expected += [f"tables/{name}_trials.csv" for name in experiments.TRAINED]
     expected += [f"notebooks/{name}.ipynb" for name in names]
     expected += ["tables/certificates.csv", "tables/ceiling.csv", "verdicts.csv", "report.html", "trials.jsonl.gz"]

@@ -43,6 +43,7 @@ class Look(NamedTuple):
     style: str
 
 
+PRECISIONS = {"float32": "float32", "tf32": "TF32", "bf16": "bf16"}
 IN_PART = "in part"
 LOOKS = {
     claims.REPRODUCED: Look("✓", "reproduced", "good"),
@@ -142,7 +143,7 @@ def _page(
         "paradox": _paradox(tables, results) if "linear_comparison" in tables else None,
         "figures": [_figure(name, tables, results) for name in shown],
         "absent": ", ".join(absent),
-        "timing": _timing(tables["timing"], results) if "timing" in tables else None,
+        "timing": _timing(tables["timing"], tables.get("runtimes"), results) if "timing" in tables else None,
         "roofline": _roofline(tables["roofline"], results) if "roofline" in tables else None,
         "certificates": _certificates(tables["certificates"], results) if "certificates" in tables else None,
         "assumptions": _assumptions(tables),
@@ -349,16 +350,20 @@ def _alt(name: str, table: pd.DataFrame | None) -> str:
     return f"Validation accuracy per epoch. After epoch {last['epoch'].max()}: {ends}."
 
 
-def _timing(table: pd.DataFrame, results: Path) -> dict[str, Any]:
-    ways = list(dict.fromkeys(zip(table["runtime"], table["measure"], strict=True)))
+def _timing(table: pd.DataFrame, runtimes: pd.DataFrame | None, results: Path) -> dict[str, Any]:
     batches = sorted(table["batch"].unique(), key=lambda batch: (batch != 64, batch))
+    parts = [(batch, measure) for batch in batches for measure in table["measure"].unique()]
     difference = table.get("max_difference", pd.Series(dtype=float)).max()
     return {
         "on_cpu": table["device"].str.startswith("CPU").all(),
         "device": table["device"].iloc[0],
         "difference": None if pd.isna(difference) else number(difference),
         "savings": _savings(statistics.savings(table)),
-        "tables": [_timing_table(table[table["batch"] == batch], batch, ways) for batch in batches],
+        "tables": [
+            _timing_table(table[(table["batch"] == batch) & (table["measure"] == measure)], batch, measure)
+            for batch, measure in parts
+        ],
+        "runtimes": [] if runtimes is None else _runtimes(runtimes),
         "links": _experiment_links(results, "timing"),
     }
 
@@ -368,6 +373,7 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
         (
             figures.timing_label(row.network, row.variant),
             row.batch,
+            PRECISIONS[row.precision],
             "–" if pd.isna(row.eager_saved) else percent(row.eager_saved),
             f"{row.before_runtime}, {microseconds(row.before_us)}",
             f"{row.after_runtime}, {microseconds(row.after_us)}",
@@ -377,17 +383,17 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
     ]
 
 
-def _timing_table(table: pd.DataFrame, batch: int, ways: list[tuple[str, str]]) -> dict[str, Any]:
+def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, Any]:
+    runtimes = list(dict.fromkeys(table["runtime"]))
     heads = ["Network"]
-    for runtime, measure in ways:
-        heads += [f"{runtime}, {figures.UNITS.get(measure, measure)}", "saves"]
+    for runtime in runtimes:
+        heads += [runtime, "saves"]
     rows = []
     for (network, variant), group in table.groupby(["network", "variant"], sort=False):
         cells = [figures.timing_label(network, variant)]
-        for runtime, measure in ways:
-            way = (table["runtime"] == runtime) & (table["measure"] == measure)
-            ours = group[way.loc[group.index]]
-            base = table[way & (table["network"] == network) & (table["variant"] == "skips")]
+        for runtime in runtimes:
+            ours = group[group["runtime"] == runtime]
+            base = table[(table["runtime"] == runtime) & (table["network"] == network) & (table["variant"] == "skips")]
             if ours.empty:
                 cells += ["–", "–"]
                 continue
@@ -398,12 +404,16 @@ def _timing_table(table: pd.DataFrame, batch: int, ways: list[tuple[str, str]]) 
             alone = base.empty or variant == "skips"
             cells.append("–" if alone else percent(1 - time["median_us"] / base.iloc[0]["median_us"]))
         rows.append(cells)
-    text = f"Batch {batch}" + (", as published" if batch == 64 else "")
-    return {"batch": batch, "caption": text, "heads": heads, "rows": rows}
+    text = f"Batch {batch}, {figures.UNITS.get(measure, measure)} time" + (", as published" if batch == 64 else "")
+    return {"caption": text, "heads": heads, "rows": rows}
+
+
+def _runtimes(table: pd.DataFrame) -> list[tuple]:
+    return [(row.runtime, PRECISIONS[row.precision], row.remark) for row in table.dropna(subset="remark").itertuples()]
 
 
 def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
-    pixels = table["variant"] == "collapsed_pixels"
+    pixels = table["variant"].str.startswith("collapsed_pixels")
     timed = table[~pixels]
     batch = 64 if (timed["batch"] == 64).any() else timed["batch"].max()
     first = table.iloc[0]
@@ -424,7 +434,7 @@ def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
     from_pixels = [
         (
             f"{row.batch:,}",
-            row.runtime,
+            f"{row.runtime}, one kernel" if row.variant.endswith("fused") else row.runtime,
             microseconds(row.median_us * row.batch),
             "–" if pd.isna(row.launch_us) else microseconds(row.launch_us),
             percent(row.input_share),

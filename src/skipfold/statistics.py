@@ -203,14 +203,15 @@ REMOVED = (
 def savings(frame: pd.DataFrame) -> pd.DataFrame:
     """What collapse and skip removal save, from a table of timings: as published, and against the best runtime.
 
-    Columns: network, variant, batch, eager_saved (share of wall-clock time saved, both eager, which is what the paper
-    measured), before_runtime, before_us (the fastest runtime of the network with its skips), after_runtime, after_us
-    (that of the variant), fastest_saved, STAMP.
+    Only runtimes of the same precision are compared. Columns: network, variant, batch, precision, eager_saved (share
+    of wall-clock time saved, both eager, which is what the paper measured), before_runtime, before_us (the fastest
+    runtime of the network with its skips), after_runtime, after_us (that of the variant), fastest_saved, STAMP.
     """
     host = frame[frame["measure"] == "host"]
     rows = []
     for network, variant in REMOVED:
-        for batch, part in host[host["network"] == network].groupby("batch", sort=False):
+        of_network = host[host["network"] == network]
+        for (batch, precision), part in of_network.groupby(["batch", "precision"], sort=False):
             before, after = part[part["variant"] == "skips"], part[part["variant"] == variant]
             if before.empty or after.empty:
                 continue
@@ -221,6 +222,7 @@ def savings(frame: pd.DataFrame) -> pd.DataFrame:
                     "network": network,
                     "variant": variant,
                     "batch": batch,
+                    "precision": precision,
                     "eager_saved": None if min(map(len, eager)) == 0 else 1 - eager[1].iloc[0] / eager[0].iloc[0],
                     "before_runtime": best_before["runtime"],
                     "before_us": best_before["median_us"],

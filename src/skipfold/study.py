@@ -192,6 +192,7 @@ def _timing(study: Study) -> None:
 
     device, _ = prepare(study.config)
     study.tables["timing"] = timing.measure(study.config, device)
+    study.tables["runtimes"] = timing.runtimes(study.config, device)
     study.tables["savings"] = statistics.savings(study.table)
     study.figure = figures.timing(study.table)
     study.tables["roofline"] = roofline.measure(study.table, device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from skipfold.homotopy import skips
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.provenance import stamp
 from skipfold.removal import strip
+from skipfold.subject import first_line
 from skipfold.training import arithmetic
 
 SAMPLE_SECONDS = 0.002
@@ -33,11 +35,12 @@ SAMPLE_SECONDS = 0.002
 CELL_SECONDS = 2.0
 """A cell stops early, but not before three samples, when it has taken this long."""
 
-TOLERANCE = 1e-3
-"""Largest difference from the float64 network, relative to its largest logit, at which a variant may be timed."""
+TOLERANCE = {"float32": 1e-3, "tf32": 5e-3, "bf16": 0.1}
+"""Largest difference from the float64 network, relative to its largest logit, at which a network may be timed, by
+precision."""
 
 PROBES = 8
-"""Random images on which the outputs are compared."""
+"""Images of each batch whose outputs are compared."""
 
 
 @dataclass(frozen=True)
@@ -111,33 +114,39 @@ def _alone(network: str, variant: str, module: nn.Module) -> Contender:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A way to run a network: `prepare(module, device)` gives a function from a batch to the call that predicts it.
+    """A way to run a network: `build(module, device)` gives a function from a batch to the call that predicts it.
 
-    `tolerance` is the largest difference from the float64 network, relative to its largest logit, at which it may be
-    timed; `on` the devices that have it.
+    `missing(device)` says why the device does not have it, or is None.
     """
 
-    prepare: Callable[[nn.Module, torch.device], Callable[[torch.Tensor], Callable[[], Any]]]
-    tolerance: float = TOLERANCE
-    on: tuple[str, ...] = ("cpu", "cuda")
+    build: Callable[[nn.Module, torch.device], Callable[[torch.Tensor], Callable[[], Any]]]
+    missing: Callable[[torch.device], str | None] = lambda device: None
+    bf16: bool = False
+
+    def precision(self, device: torch.device) -> str:
+        """bf16, or what the framework takes for float32: TF32 in convolutions on CUDA."""
+        return "bf16" if self.bf16 else "tf32" if device.type == "cuda" else "float32"
 
 
 def _eager(module: nn.Module, device: torch.device):
     return lambda x: lambda: module(x)
 
 
-def _channels_last_bf16(module: nn.Module, device: torch.device):
-    module = copy.deepcopy(module).to(torch.bfloat16, memory_format=torch.channels_last)
+def _channels_last(dtype: torch.dtype):
+    def build(module: nn.Module, device: torch.device):
+        module = copy.deepcopy(module).to(dtype, memory_format=torch.channels_last)
 
-    def prepared(x: torch.Tensor):
-        x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-        return lambda: module(x)
+        def bind(x: torch.Tensor):
+            x = x.to(dtype, memory_format=torch.channels_last)
+            return lambda: module(x)
 
-    return prepared
+        return bind
+
+    return build
 
 
 def _compiled(mode: str):
-    def prepare(module: nn.Module, device: torch.device):
+    def build(module: nn.Module, device: torch.device):
         # Past these limits, which count all networks of a class together, dynamo runs eagerly with no more than a
         # warning; fullgraph makes that an error.
         torch._dynamo.config.recompile_limit = 1024
@@ -145,7 +154,7 @@ def _compiled(mode: str):
         compiled = torch.compile(copy.deepcopy(module), mode=mode, dynamic=False, fullgraph=True)
         return lambda x: lambda: compiled(x)
 
-    return prepare
+    return build
 
 
 def _cuda_graph(module: nn.Module, device: torch.device):
@@ -153,103 +162,215 @@ def _cuda_graph(module: nn.Module, device: torch.device):
 
 
 def _onnxruntime(module: nn.Module, device: torch.device):
-    """On the CPU, with as many threads as torch."""
+    """On the CPU with as many threads as torch; on CUDA from and to tensors that lie there."""
+    session = _session(module, device)
+
+    def bind_on_cpu(x: torch.Tensor):
+        images = {"input": x.numpy()}
+        return lambda: torch.from_numpy(session.run(None, images)[0])
+
+    def bind_on_cuda(x: torch.Tensor):
+        logits = torch.empty(len(x), 10, device=x.device)
+        binding = session.io_binding()
+        bound = ("cuda", logits.device.index, np.float32)
+        binding.bind_input("input", *bound, tuple(x.shape), x.data_ptr())
+        binding.bind_output(session.get_outputs()[0].name, *bound, tuple(logits.shape), logits.data_ptr())
+
+        def predict() -> torch.Tensor:
+            session.run_with_iobinding(binding)
+            return logits
+
+        return predict
+
+    return bind_on_cuda if device.type == "cuda" else bind_on_cpu
+
+
+def _session(module: nn.Module, device: torch.device):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    provider = f"{device.type.upper()}ExecutionProvider"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        export_onnx(module, INPUT_SHAPE, path, tolerance=TOLERANCE)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        export_onnx(copy.deepcopy(module).cpu(), INPUT_SHAPE, path, tolerance=TOLERANCE["float32"])
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
 
-    def prepared(x: torch.Tensor):
-        images = {"input": x.numpy()}
-        return lambda: torch.from_numpy(session.run(None, images)[0])
 
-    return prepared
+def _without_cuda(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else "needs CUDA"
+
+
+@functools.cache
+def _without_compiler(device: torch.device) -> str | None:
+    """Whether the compiler that torch.compile calls is there and works shows only when it is tried."""
+    try:
+        torch.compile(nn.Linear(2, 2).to(device), fullgraph=True)(torch.ones(2, 2, device=device))
+    except Exception as error:
+        return f"torch.compile fails on this machine: {first_line(error)}"
+    return None
+
+
+def _without_provider(device: torch.device) -> str | None:
+    import onnxruntime
+
+    provider = f"{device.type.upper()}ExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        return f"the onnxruntime installed has no {provider}; onnxruntime-gpu has"
+    # One that does not load is replaced by the CPU's with no more than a warning.
+    used = _session(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to(device).eval(), device).get_providers()[0]
+    return None if used == provider else f"onnxruntime's {provider} does not load on this machine"
 
 
 RUNTIMES = {
     "eager": Runtime(_eager),
-    "channels_last_bf16": Runtime(_channels_last_bf16, tolerance=0.1),
-    "compile": Runtime(_compiled("default")),
-    "compile_reduce_overhead": Runtime(_compiled("reduce-overhead"), on=("cuda",)),
-    "compile_max_autotune": Runtime(_compiled("max-autotune-no-cudagraphs")),
-    "cuda_graph": Runtime(_cuda_graph, on=("cuda",)),
-    "onnxruntime": Runtime(_onnxruntime, on=("cpu",)),
+    "channels_last": Runtime(_channels_last(torch.float32)),
+    "channels_last_bf16": Runtime(_channels_last(torch.bfloat16), bf16=True),
+    "compile": Runtime(_compiled("default"), missing=_without_compiler),
+    "compile_reduce_overhead": Runtime(
+        _compiled("reduce-overhead"), missing=lambda device: _without_cuda(device) or _without_compiler(device)
+    ),
+    "compile_max_autotune": Runtime(_compiled("max-autotune"), missing=_without_compiler),
+    "cuda_graph": Runtime(_cuda_graph, missing=_without_cuda),
+    "onnxruntime": Runtime(_onnxruntime, missing=_without_provider),
 }
 
 
 @dataclass
-class Cell:
-    """A contender in one runtime: its calls by batch, and how far its outputs are from the float64 network's."""
+class Built:
+    """A contender in one runtime, and the seconds that it took to build."""
 
     contender: Contender
     runtime: str
-    prepared: Callable[[torch.Tensor], Callable[[], Any]]
+    device: torch.device
+    bind: Callable[[torch.Tensor], Callable[[], Any]]
+    seconds: float
+
+
+@dataclass
+class Prediction:
+    """A contender in one runtime for one batch: the call, the seconds until its first output, compilation and capture
+    included, and how far its outputs are from the float64 network's."""
+
+    built: Built
+    call: Callable[[], Any]
     prepare_seconds: float
     difference: float
 
 
-def prepare(contender: Contender, runtime: str, device: torch.device) -> Cell:
-    """`contender` in `runtime`, checked on random images; `prepare_seconds` has the compilation.
+def build_in(contender: Contender, runtime: str, device: torch.device) -> Built:
+    """`contender` in `runtime`, for batches of any size."""
+    start = time.perf_counter()
+    bind = RUNTIMES[runtime].build(contender.module, device)
+    return Built(contender, runtime, device, bind, time.perf_counter() - start)
+
+
+def predict(built: Built, x: torch.Tensor) -> Prediction:
+    """The prediction of `x`, checked in the arithmetic in which it is called.
 
     Raises DeviceError where its outputs are not those of the float64 network: what computes something else is not
     timed.
     """
-    x = torch.rand(PROBES, *INPUT_SHAPE, generator=torch.Generator().manual_seed(1)).to(device)
+    contender, runtime = built.contender, RUNTIMES[built.runtime]
     start = time.perf_counter()
-    prepared = RUNTIMES[runtime].prepare(contender.module, device)
-    with torch.inference_mode(), arithmetic("float32"):
-        expected = contender.reference(x.double())
-        found = prepared(x)()
-        error = float((found - expected).abs().max() / expected.abs().max())
-    seconds = time.perf_counter() - start
-    if not error <= (allowed := RUNTIMES[runtime].tolerance):
+    call = built.bind(x)
+    found = call()[:PROBES].detach().double()
+    _wait(built.device)
+    seconds = built.seconds + time.perf_counter() - start
+    expected = contender.reference(x[:PROBES].double())
+    error = float((found - expected.detach()).abs().max() / expected.abs().max())
+    if not error <= (allowed := TOLERANCE[runtime.precision(built.device)]):
         raise DeviceError(
-            f"timing: {contender.network} {contender.variant} in {runtime} differs from its float64 network by "
+            f"timing: {contender.network} {contender.variant} in {built.runtime} differs from its float64 network by "
             f"{error:.1e} of the largest logit, more than {allowed:g}; it is not the same function on this device"
         )
-    return Cell(contender, runtime, prepared, seconds, error)
+    return Prediction(built, call, seconds, error)
 
 
 def measure(config: Mapping[str, Any], device: torch.device) -> pd.DataFrame:
     """Time every contender on `device` in every runtime of the configuration that the device has.
 
-    One row a network, variant, runtime, batch and measure. Columns: network, variant, runtime, batch, measure (host:
-    wall clock, launches included; device: between CUDA events), median_us, q1_us, q3_us (microseconds an image),
-    repeats, max_difference and prepare_seconds (see `prepare`), then the stamp. Contenders take turns, so a drift of
-    the clocks meets all of them alike; each is warm, and its batch in the caches where it fits.
+    One row a network, variant, runtime, batch and measure. Columns: network, variant, runtime, precision (float32,
+    tf32 or bf16), batch, measure (host: wall clock, launches included; device: between CUDA events), median_us, q1_us,
+    q3_us (microseconds an image), repeats, max_difference and prepare_seconds (see `Prediction`), then the stamp.
+    Contenders take turns, so a drift of the clocks meets all of them alike; each is warm, and its batch in the caches
+    where it fits.
     """
-    names = [name for name in config["timing"]["runtimes"] if device.type in RUNTIMES[name].on]
-    cells = [prepare(contender, name, device) for contender in contenders(device) for name in names]
+    settings = config["timing"]
+    batches = settings["batch_sizes"]
+    images = torch.rand(max(batches), *INPUT_SHAPE, generator=torch.Generator().manual_seed(1))
+    names = [name for name in settings["runtimes"] if RUNTIMES[name].missing(device) is None]
     rows = []
+    forms = [
+        build_in(contender, name, device)
+        for contender in contenders(device)
+        for name in names
+        if any(_wanted(settings, contender, name, batch) for batch in batches)
+    ]
     with torch.inference_mode(), arithmetic("tf32"):
-        for batch in config["timing"]["batch_sizes"]:
-            x = torch.rand(batch, *INPUT_SHAPE, device=device)
-            calls = [cell.prepared(x) for cell in cells]
-            for way, samples in _interleaved(calls, config["timing"]["repeats"], device).items():
-                rows += [_row(cell, batch, way, seconds) for cell, seconds in zip(cells, samples, strict=True)]
+        for batch in batches:
+            x = images[:batch].to(device)
+            predictions = [
+                predict(built, x) for built in forms if _wanted(settings, built.contender, built.runtime, batch)
+            ]
+            calls = [prediction.call for prediction in predictions]
+            for way, samples in _interleaved(calls, settings["repeats"], device).items():
+                rows += [_row(each, batch, way, seconds) for each, seconds in zip(predictions, samples, strict=True)]
+    return pd.DataFrame(rows).assign(**_stamp(config, device))
+
+
+def runtimes(config: Mapping[str, Any], device: torch.device) -> pd.DataFrame:
+    """Every runtime, and why it was not timed or not for all networks. Columns: runtime, precision, remark, STAMP."""
+    settings = config["timing"]
+    rows = []
+    for name, runtime in RUNTIMES.items():
+        remark = runtime.missing(device)
+        if remark is None and name not in settings["runtimes"]:
+            remark = "not named in timing.runtimes"
+        elif remark is None and _is_compiled(name) and "compiled" in settings:
+            remark = "; ".join(f"{key} {', '.join(map(str, only))} only" for key, only in settings["compiled"].items())
+        rows.append({"runtime": name, "precision": runtime.precision(device), "remark": remark})
+    return pd.DataFrame(rows).assign(**_stamp(config, device))
+
+
+def _wanted(settings: Mapping[str, Any], contender: Contender, runtime: str, batch: int) -> bool:
+    """Whether it is timed: compiling takes long, and may be asked for some variants and batches only."""
+    only = settings.get("compiled")
+    if only is None or not _is_compiled(runtime):
+        return True
+    return contender.variant in only["variants"] and batch in only["batch_sizes"]
+
+
+def _is_compiled(runtime: str) -> bool:
+    return runtime.startswith("compile")
+
+
+def _stamp(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     made = stamp(device, {})
-    keys = ("device", "torch", "cuda", "commit", "date")
-    return pd.DataFrame(rows).assign(tier=config["tier"], **{key: made[key] for key in keys})
+    return {"tier": config["tier"], **{key: made[key] for key in ("device", "torch", "cuda", "commit", "date")}}
 
 
-def _row(cell: Cell, batch: int, way: str, seconds: list[float]) -> dict[str, Any]:
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _row(prediction: Prediction, batch: int, way: str, seconds: list[float]) -> dict[str, Any]:
     first, median, third = (1e6 * value / batch for value in statistics.quantiles(seconds, n=4))
+    built = prediction.built
     return {
-        "network": cell.contender.network,
-        "variant": cell.contender.variant,
-        "runtime": cell.runtime,
+        "network": built.contender.network,
+        "variant": built.contender.variant,
+        "runtime": built.runtime,
+        "precision": RUNTIMES[built.runtime].precision(built.device),
         "batch": batch,
         "measure": way,
         "median_us": median,
         "q1_us": first,
         "q3_us": third,
         "repeats": len(seconds),
-        "max_difference": cell.difference,
-        "prepare_seconds": cell.prepare_seconds,
+        "max_difference": prediction.difference,
+        "prepare_seconds": prediction.prepare_seconds,
     }
 
 

@@ -6,11 +6,12 @@ rule timing:
     input:
         notebook="notebooks/timing.ipynb",
         sources=SHOWING
-        + sources("collapse", "cropping", "folding", "homotopy", "removal", "resnet", "roofline", "timing"),
+        + sources("collapse", "cropping", "folding", "homotopy", "pixels", "removal", "resnet", "roofline", "timing"),
     output:
         notebook=f"{RESULTS}/notebooks/timing.ipynb",
         table=f"{RESULTS}/tables/timing.csv",
         savings=f"{RESULTS}/tables/savings.csv",
+        runtimes=f"{RESULTS}/tables/runtimes.csv",
         svg=report(
             f"{RESULTS}/figures/timing.svg",
             caption="../report/timing.rst",
