@@ -17,9 +17,8 @@ DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.cuda)]
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_every_variant_is_timed_and_equals_its_float64_network(device):
     """The table has the published comparison's rows, in order of quartiles, at both batch sizes."""
-    table = timing.measure(
-        {"tier": "smoke", "timing": {"batch_sizes": [1, 4], "runtimes": ["eager", "cuda_graph"], "repeats": 3}}, device
-    )
+    settings = {"batch_sizes": [1, 4], "runtimes": ["eager", "cuda_graph"], "repeats": 3, "cell_seconds": 1}
+    table = timing.measure({"tier": "smoke", "timing": settings}, device)
     eager = table[table["runtime"] == "eager"]
     assert {"skips", "skips_literal", "add", "skips_removed", "folded", "cropped", "collapsed"} <= set(eager["variant"])
     assert (eager.groupby("batch")["network"].count() == 16 * eager["measure"].nunique()).all()
@@ -33,6 +32,12 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     collapsed = eager[(eager["variant"] == "collapsed") & (eager["batch"] == 4)]["median_us"].item()
     original = eager[eager["network"] == "resnet34_linear_avgpool"]["median_us"].max()
     assert collapsed < original
+
+
+def test_a_call_that_takes_long_has_three_samples():
+    for seconds, count in ((1e-12, 3), (1e3, 5)):
+        (samples,) = timing._interleaved([lambda: None], {"repeats": 5, "cell_seconds": seconds}, CPU)["host"]
+        assert len(samples) == count and min(samples) > 0
 
 
 def test_another_function_is_refused():

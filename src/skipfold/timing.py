@@ -32,9 +32,6 @@ from skipfold.training import arithmetic
 SAMPLE_SECONDS = 0.002
 """A sample repeats a prediction until it lasts about this long."""
 
-CELL_SECONDS = 2.0
-"""A cell stops early, but not before three samples, when it has taken this long."""
-
 TOLERANCE = {"float32": 1e-3, "tf32": 5e-3, "bf16": 0.1}
 """Largest difference from the float64 network, relative to its largest logit, at which a network may be timed, by
 precision."""
@@ -314,7 +311,7 @@ def measure(config: Mapping[str, Any], device: torch.device) -> pd.DataFrame:
                 predict(built, x) for built in forms if _wanted(settings, built.contender, built.runtime, batch)
             ]
             calls = [prediction.call for prediction in predictions]
-            for way, samples in _interleaved(calls, settings["repeats"], device).items():
+            for way, samples in _interleaved(calls, settings, device).items():
                 rows += [_row(each, batch, way, seconds) for each, seconds in zip(predictions, samples, strict=True)]
     return pd.DataFrame(rows).assign(**_stamp(config, device))
 
@@ -392,8 +389,13 @@ def _captured(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return replay
 
 
-def _interleaved(calls: list[Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[list[float]]]:
-    """Seconds a call by way of measuring, `repeats` samples of each call, taken in turns after a warm-up."""
+def _interleaved(
+    calls: list[Callable[[], Any]], settings: Mapping[str, Any], device: torch.device
+) -> dict[str, list[list[float]]]:
+    """Seconds a call by way of measuring, taken in turns after a warm-up.
+
+    Each call has `repeats` samples, or at least three where these would last longer than `cell_seconds`.
+    """
     timers = [timeit.Timer(call, timer=clock) for call in calls]  # the clock waits for the device
     ways = {"host": lambda timer, number, call: timer.timeit(number) / number}
     if device.type == "cuda":
@@ -403,10 +405,10 @@ def _interleaved(calls: list[Callable[[], Any]], repeats: int, device: torch.dev
         timer.timeit(1)
         numbers.append(max(1, min(1000, int(SAMPLE_SECONDS / timer.timeit(1)))))
     samples = {way: [[] for _ in calls] for way in ways}
-    for _ in range(repeats):
+    for _ in range(settings["repeats"]):
         for way, sample in ways.items():
             for timer, number, call, seconds in zip(timers, numbers, calls, samples[way], strict=True):
-                if len(seconds) < 3 or sum(seconds) * number < CELL_SECONDS:
+                if len(seconds) < 3 or sum(seconds) * number < settings["cell_seconds"]:
                     call()  # what ran before has left the caches to others
                     seconds.append(sample(timer, number, call))
     return samples
