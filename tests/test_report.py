@@ -189,6 +189,17 @@ def test_roofline_is_shown(results):
     assert "The GPU then: pstate P0." in read(results).text and "eager 91 120" in read(results).text
 
 
+def test_removal_is_told_in_operators_or_kernels():
+    index = pd.MultiIndex.from_product([["resnet18"], ["skips", "skips_literal", "skips_removed"]])
+    work = pd.DataFrame({"operators": [80, 100, 60], "kernels": None, "flops": [200, 200, 198]}, index=index)
+    (text,) = report._removal(work)
+    assert text == (
+        "of ResNet18 25.0 % of the operators (40.0 % where the weighted sum is written out) and 1.0 % of the FLOPs"
+    )
+    assert report._removal(work.assign(kernels=[100, 100, 50]))[0].startswith("of ResNet18 50.0 % of the kernels")
+    assert report._removal(work.iloc[:2]) == []
+
+
 def test_sensitivity_is_shown(results):
     rows = [("networks.cnn3", "defaults", True, 0.002, ""), ("networks.cnn3", "padding=0", False, 0.05, "cnn3_curve")]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "verdicts_flipped"])

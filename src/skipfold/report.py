@@ -445,11 +445,28 @@ def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
         "peak": f"{first['peak_flops_per_s'] / 1e9:,.0f}",
         "bandwidth": f"{first['copy_bytes_per_s'] / 1e9:,.0f}",
         "state": None if pd.isna(first["gpu_state"]) else first["gpu_state"],
+        "removal": _removal(timed.drop_duplicates(["network", "variant"]).set_index(["network", "variant"])),
         "batch": batch,
         "rows": rows,
         "pixels": from_pixels,
         "links": _links(results, {"roofline.csv": "tables/roofline.csv", "notebook": "notebooks/timing.ipynb"}),
     }
+
+
+def _removal(work: pd.DataFrame) -> list[str]:
+    """What skip removal takes away of the work of each network, by the index (network, variant) of `work`."""
+    texts = []
+    for network in ("resnet18", "resnet34"):
+        if not {(network, "skips"), (network, "skips_removed")} <= set(work.index):
+            continue
+        before, after = work.loc[(network, "skips")], work.loc[(network, "skips_removed")]
+        counted = "operators" if pd.isna(before["kernels"]) else "kernels"
+        text = f"of {figures.TITLES[network]} {percent(1 - after[counted] / before[counted])} of the {counted}"
+        if (network, "skips_literal") in work.index:
+            written_out = work.loc[(network, "skips_literal")][counted]
+            text += f" ({percent(1 - after[counted] / written_out)} where the weighted sum is written out)"
+        texts.append(f"{text} and {percent(1 - after['flops'] / before['flops'])} of the FLOPs")
+    return texts
 
 
 def _certificates(table: pd.DataFrame, results: Path) -> dict[str, Any]:
