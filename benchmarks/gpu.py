@@ -1,6 +1,7 @@
 """Everything that needs a GPU, by one command: CUDA tests, engine benchmark, paper tier, its verification; one log.
 
     make gpu
+    python benchmarks/gpu.py tests engine      # only these parts
 
 A part goes on after an earlier one failed; the exit status then says so. The log is logs/gpu.log.
 """
@@ -14,23 +15,27 @@ import torch
 
 LOG = Path("logs") / "gpu.log"
 PARTS = {
-    "CUDA tests": "pytest -q -m cuda",
+    "tests": "pytest -q -m cuda",
     "engine": "python benchmarks/engine.py",
     "quote": "snakemake quote --config tier=paper",
-    "paper tier": "snakemake reproduce --config tier=paper",
-    "verification": "snakemake verify --config tier=paper",
+    "paper": "snakemake reproduce --config tier=paper",
+    "verify": "snakemake verify --config tier=paper",
 }
 
 
-def main() -> int:
-    """Run the parts; gives the number of those that failed."""
+def main(parts: list[str]) -> int:
+    """Run `parts`, all of them where none is named; gives the number of those that failed."""
+    if unknown := set(parts) - set(PARTS):
+        print(f"error: {', '.join(sorted(unknown))} given; the parts are {', '.join(PARTS)}")
+        return 1
     if not torch.cuda.is_available():
         print("error: no CUDA device is there; run this where a GPU and its driver are, or make reproduce TIER=quick")
         return 1
     LOG.parent.mkdir(exist_ok=True)
     ends = []
     with LOG.open("w") as log:
-        for name, command in PARTS.items():
+        for name in parts or PARTS:
+            command = PARTS[name]
             start = time.perf_counter()
             failed = _tee(log, f"$ {command}", command.split())
             ends.append(f"{name}: {'failed' if failed else 'done'} in {time.perf_counter() - start:.0f} s")
@@ -53,4 +58,4 @@ def _say(log, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

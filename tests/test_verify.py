@@ -8,6 +8,7 @@ import pytest
 from small_results import settings, shared
 
 from skipfold import report, statistics, verify
+from skipfold.errors import VerificationError
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_no_page_is_said(tmp_path):
 
 def test_verify_ends_in_an_error_after_a_line_a_problem(results, capsys):
     (results / "figures" / "linear_comparison.svg").unlink()
-    with pytest.raises(verify.VerificationError, match="snakemake reproduce"):
+    with pytest.raises(VerificationError, match="snakemake reproduce"):
         verify.verify(results, settings())
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.startswith("verify: ") for line in lines)

@@ -14,7 +14,8 @@ import pytest
 
 from skipfold import config, experiments, records, study, sweep
 from skipfold.__main__ import main
-from skipfold.execute import NotebookError, execute
+from skipfold.errors import NotebookError
+from skipfold.execute import execute
 from skipfold.store import Store
 
 PARTS = ("Snakefile", "config", "environment.yml", "notebooks", "profiles", "results/published", "src", "workflow")

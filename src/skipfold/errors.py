@@ -21,6 +21,14 @@ class StoreError(SkipfoldError):
     """The store of trial records cannot be written or read."""
 
 
+class NotebookError(SkipfoldError):
+    """A notebook failed."""
+
+
+class VerificationError(SkipfoldError):
+    """Results, sources and report do not belong together."""
+
+
 class NotAffineError(SkipfoldError):
     """A module that was to be collapsed is not affine; `offenders` maps submodule paths to reasons."""
 

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from skipfold.errors import ConfigError, SkipfoldError
-
-
-class NotebookError(SkipfoldError):
-    """A notebook failed."""
+from skipfold.errors import ConfigError, NotebookError
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path) -> None:

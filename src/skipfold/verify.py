@@ -12,15 +12,11 @@ import numpy as np
 import pandas as pd
 
 from skipfold import claims, config, experiments, report, statistics
-from skipfold.errors import SkipfoldError
+from skipfold.errors import SkipfoldError, VerificationError
 from skipfold.trial import Trial
 
 PUBLISHED_SHA256 = Path("results") / "published" / "SHA256SUMS"
 """Checksums of the published tables, beside them, from the repository's root."""
-
-
-class VerificationError(SkipfoldError):
-    """Results, sources and report do not belong together."""
 
 
 def verify(results: str | Path, settings: config.Config | None = None) -> None:
