@@ -135,13 +135,14 @@ def insert_skips(
     Only modules whose paths are in `among` are read; None means all.
     """
     Skip(t, weights, normalize)  # refuses bad values before anything is changed
+    device = next((parameter.device for parameter in model.parameters()), None)
     done: dict[int, nn.Module] = {}
     modules = sorted(model.named_modules(remove_duplicate=False), key=lambda item: (not item[0], -item[0].count(".")))
     for path, module in modules:  # the innermost first, the whole network last
         if _settled(module) or (among is not None and path not in among):
             continue
         try:
-            converted = done.get(id(module)) or _converted(module, lambda: Skip(t, weights, normalize))
+            converted = done.get(id(module)) or _converted(module, lambda: Skip(t, weights, normalize).to(device))
         except Exception as error:  # whatever a forward does with the proxies of torch.fx
             raise SkipError(
                 f"{path or 'network'}: torch.fx cannot read this {type(module).__name__} ({first_line(error)}); "

@@ -11,7 +11,7 @@ from skipfold.cropping import crop_dead_taps
 from skipfold.equality import Equality, certify
 from skipfold.errors import SkipError
 from skipfold.folding import fold_batchnorm
-from skipfold.homotopy import HomotopyBlock, Skip, names, skips
+from skipfold.homotopy import HomotopyBlock, Skip, names, skip_strengths, skips
 from skipfold.recursion import SkipCNN
 from skipfold.subject import sample_shape
 
@@ -72,7 +72,7 @@ def strip(model: nn.Module) -> nn.Module:
 
 
 def _check_strengths(model: nn.Module) -> None:
-    held = {path: float(skip.t) for path, skip in skips(model).items() if skip.t != 0}
+    held = {path: t for path, t in skip_strengths(model).items() if t}
     if held:
         named = ", ".join(f"{path} (t = {t:g})" for path, t in held.items())
         raise SkipError(f"skips can be removed at t = 0 only; not 0 in: {named}; train with a schedule that ends at 0")

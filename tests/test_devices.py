@@ -1,0 +1,154 @@
+"""That what runs on CUDA keeps its tensors there and knows the operators it meets, seen without a GPU.
+
+PyTorch's fake tensors have a device and no values, and are dispatched as on that device: on `cuda` a BatchNorm is
+cudnn's, and an operator that mixes devices is refused. What comes out as numbers is for the tests marked `cuda`.
+"""
+
+import pytest
+import torch
+import torchvision
+from test_collapse import AFFINE, CHAINS, FUNCTIONS, Residual
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from skipfold import structure
+from skipfold.chains import collapse_convolution
+from skipfold.collapse import collapse, fold_preprocessing
+from skipfold.data import Dataset
+from skipfold.errors import NotAffineError
+from skipfold.evaluation import measure_trained
+from skipfold.folding import fold_affine
+from skipfold.homotopy import set_skip_strength, to_homotopy
+from skipfold.networks import INPUT_SHAPE, NETWORKS
+from skipfold.removal import remove_skips
+from skipfold.timing import build_in, contenders
+from skipfold.training import Learner, initial_network
+from skipfold.trial import Optimizer, Trial
+
+CUDA = torch.device("cuda")
+
+
+class FakeTensors(FakeTensorMode):
+    """Tensors made in it have no values; what Python reads of them is 0, or True."""
+
+    def dispatch(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype is torch.bool else 0.0
+        return super().dispatch(func, types, args, kwargs)
+
+
+@pytest.fixture(autouse=True)
+def fake_tensors(monkeypatch):
+    monkeypatch.setattr(nn.Module, "_apply", _convert)
+    monkeypatch.setattr(FakeTensor, "__deepcopy__", _copy, raising=False)
+    monkeypatch.setattr(torch.autograd, "grad", _gradient)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", _give_gradients)
+    # By this operator fake tensors ask for their device.
+    monkeypatch.setattr(structure, "CONSTANT", structure.CONSTANT | {"device"})
+    with FakeTensors(allow_non_fake_inputs=True):
+        yield
+
+
+def _convert(module, function, recurse=True):
+    """nn.Module's own exchanges tensors in place, which fake ones do not take."""
+    for child in module.children():
+        child._apply(function)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(function(parameter.data), parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = function(buffer)
+    return module
+
+
+def _copy(tensor, memo):
+    """torch.Tensor's own copies the storage, which fake tensors lack."""
+    if id(tensor) not in memo:
+        copied = tensor.detach().clone()
+        held = nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+        memo[id(tensor)] = held
+    return memo[id(tensor)]
+
+
+def _gradient(y, x, unit, **_):
+    """Autograd's threads want a driver."""
+    assert y.device == x.device == unit.device
+    return (x.new_zeros(len(unit), *x.shape),)
+
+
+def _give_gradients(optimizer, set_to_none):
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def all_on_cuda(module):
+    return all(tensor.is_cuda for tensor in module.state_dict().values())
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_every_affine_operator_of_cuda_is_known(name):
+    build_module, shape = AFFINE[name]
+    layer, certificate = collapse(build_module().eval().cuda(), shape)
+    assert certificate.structure == "affine" and all_on_cuda(layer) and all_on_cuda(fold_preprocessing(layer))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_other_operator_of_cuda_is_named(name):
+    function, reason = FUNCTIONS[name]
+    model = nn.Sequential(nn.Linear(4, 4), Residual(function)).eval().cuda()
+    with pytest.raises(NotAffineError, match="1: ") as caught:
+        collapse(model, (4,))
+    assert reason in caught.value.offenders["1"]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_stay_on_their_device(name):
+    whole, _ = collapse_convolution(CHAINS[name]().eval().cuda())
+    assert all_on_cuda(whole)
+
+
+@pytest.mark.parametrize(("name", "export"), [("resnet18", True), ("resnet50", False)])
+def test_rewritten_networks_stay_on_their_device(name, export):
+    model = torchvision.models.get_model(name).eval().cuda()
+    shape = (3, 64, 64)
+    with_strength, _ = to_homotopy(model, shape, export=export)
+    set_skip_strength(with_strength, 0)
+    plain, _ = remove_skips(with_strength, shape, crop=True, export=export)
+    folded, _ = fold_affine(model, shape, export=export)
+    assert all(map(all_on_cuda, (with_strength, plain, folded)))
+
+
+def dataset():
+    images, labels = torch.zeros(100, 1, 28, 28, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64)
+    return Dataset("none", images, labels, images, labels, {}).to(CUDA)
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer"),
+    [*((network, Optimizer("sgd", momentum=0.9)) for network in NETWORKS), ("cnn3", Optimizer("adam"))],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_trial_stays_on_its_device(network, optimizer):
+    trial = Trial("devices", "any", 1, network, schedule="linear", t=0.5, optimizer=optimizer)
+    learner = Learner(trial, dataset())
+    learner.begin(0.5, torch.randperm(100))
+    for size in (64, 36):
+        learner.step(size)
+    learner.model.eval()
+    learner.measure()
+    learner.load(trial, initial_network(trial, crop=True))
+    assert all_on_cuda(learner.model) and learner.totals.is_cuda
+    set_skip_strength(learner.model, 0)
+    measure_trained(trial, learner.model, learner.dataset)
+
+
+def test_timed_networks_stay_on_their_device():
+    timed = contenders.__wrapped__(CUDA)
+    x = torch.rand(64, *INPUT_SHAPE).to(CUDA)
+    with torch.inference_mode():
+        for contender in timed:
+            assert all_on_cuda(contender.module) and all_on_cuda(contender.reference)
+            for runtime in ("eager", "channels_last", "channels_last_bf16"):
+                assert build_in(contender, runtime, CUDA).bind(x)().is_cuda
