@@ -13,7 +13,7 @@ from skipfold import claims, figures, report, statistics
 from skipfold.errors import ConfigError
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
-STAMP = {"tier": "smoke", "device": "CPU (any, 1 threads)", "torch": "2", "date": "2026-01-01"}
+STAMP = {"tier": "smoke", "device": "CPU (any, 1 thread)", "torch": "2", "date": "2026-01-01"}
 
 
 class Page(html.parser.HTMLParser):

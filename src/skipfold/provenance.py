@@ -15,7 +15,8 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({_processor()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({_processor()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 @functools.cache
@@ -30,8 +31,13 @@ def _processor() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the working tree, with -dirty where it differs; "unknown" outside a git checkout."""
-    return _output("git", "describe", "--always", "--dirty", "--abbrev=12")
+    """The commit of the working tree, with -dirty where it differs; "unknown" outside a git checkout.
+
+    Results do not count: a run replaces those that are committed.
+    """
+    name = _output("git", "describe", "--always", "--abbrev=12")
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    return name if name == "unknown" or not changed else f"{name}-dirty"
 
 
 @functools.cache
