@@ -12,9 +12,13 @@ from skipfold.errors import CheckpointError, ExportError, InputShapeError
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import remove_skips
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
-def test_a_network_without_skips_is_the_same_in_onnxruntime(tmp_path):
-    plain, _ = remove_skips(build("resnet18", {"t": 0.0}).eval(), INPUT_SHAPE, crop=True, export=False)
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_network_without_skips_is_the_same_in_onnxruntime(device, tmp_path):
+    model = build("resnet18", {"t": 0.0}).eval().to(device)
+    plain, _ = remove_skips(model, INPUT_SHAPE, crop=True, export=False)
     plain.train()
     assert export_onnx(plain, INPUT_SHAPE, tmp_path / "plain.onnx") < 1e-4
     assert plain.training and [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
@@ -22,7 +26,7 @@ def test_a_network_without_skips_is_the_same_in_onnxruntime(tmp_path):
     x = torch.rand(7, *INPUT_SHAPE)
     (found,) = session.run(None, {"input": x.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), plain.eval()(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(found), plain.cpu().eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_collapsed_network_takes_bytes_in_onnxruntime(tmp_path):
@@ -35,13 +39,14 @@ def test_a_collapsed_network_takes_bytes_in_onnxruntime(tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_collapsed_network_is_read_again_with_its_certificate(tmp_path):
-    layer, certificate = collapse(build("cnn3").eval(), INPUT_SHAPE)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_collapsed_network_is_read_again_with_its_certificate(device, tmp_path):
+    layer, certificate = collapse(build("cnn3").eval().to(device), INPUT_SHAPE)
     save_collapsed(layer, certificate, tmp_path / "layer.safetensors")
     again, its = load_collapsed(tmp_path / "layer.safetensors")
     x = torch.rand(3, *INPUT_SHAPE)
-    assert torch.equal(again(x), layer(x)) and its == certificate
     assert compare_collapsed(tmp_path / "layer.safetensors", layer) == 0
+    assert torch.equal(again(x), layer.cpu()(x)) and its == certificate
     other, _ = collapse(build("cnn3", generator=torch.Generator().manual_seed(1)).eval(), INPUT_SHAPE)
     with pytest.raises(CheckpointError, match="another function than the network"):
         compare_collapsed(tmp_path / "layer.safetensors", other)

@@ -10,7 +10,7 @@ from skipfold import sweep
 from skipfold.data import load
 from skipfold.errors import DeviceError
 from skipfold.store import Store
-from skipfold.training import Learner, initial_network, train
+from skipfold.training import Learner, initial_network, resolve_device, train
 from skipfold.trial import Optimizer, Trial
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -222,3 +222,11 @@ def test_the_size_of_the_group_is_chosen_from_free_memory_and_said(digits, tmp_p
     records = run(mixed("resnet18"), tmp_path, digits, "cuda", side_by_side=None)
     assert len(records) == 3
     assert "sweep: resnet18: 3 of 3 trials side by side, about 0." in capsys.readouterr().out
+
+
+def test_one_of_several_gpus_is_taken_if_it_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolve_device(name).index for name in ("auto", "cuda", "cuda:1", "cpu")] == [None, None, 1, None]
+    with pytest.raises(DeviceError, match="'cuda:2' asked for; there are cuda:0 to cuda:1"):
+        resolve_device("cuda:2")

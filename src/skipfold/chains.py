@@ -9,6 +9,7 @@ from torch import nn
 
 from skipfold.collapse import MAX_BYTES, Certificate, collapse
 from skipfold.errors import NotConvolutionError
+from skipfold.subject import certifying
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POINTWISE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
@@ -95,7 +96,7 @@ def _certified(certificate: Certificate, chain: nn.Module, whole: nn.Module, sid
     """The certificate with the errors of `whole` against `chain` on inputs of size `sides`."""
     pair = [copy.deepcopy(module).eval() for module in (chain, whole)]
     x = torch.rand(PROBES, whole.in_channels, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with torch.no_grad():
+    with certifying(whole.weight.device), torch.no_grad():
         own, found = (module(x.to(whole.weight)) for module in pair)
         own64, found64 = (module.double()(x.to(whole.weight.device)) for module in pair)
     return dataclasses.replace(

@@ -15,7 +15,7 @@ from torch import nn
 from skipfold.checkpoint import read_state
 from skipfold.collapse import Certificate, Collapsed
 from skipfold.errors import CheckpointError, ExportError
-from skipfold.subject import dtype_and_device, first_line, input_errors, sample_shape
+from skipfold.subject import certifying, dtype_and_device, first_line, input_errors, sample_shape
 
 TOLERANCE = 1e-4
 """Largest difference of a file's outputs from the network's, relative to the largest."""
@@ -46,7 +46,7 @@ def export_onnx(
     module.eval()
     try:
         inputs = [_random(count, shape, torch.uint8 if uint8 else dtype, device) for count in BATCHES]
-        with torch.no_grad(), input_errors(inputs[-1]):
+        with certifying(device), torch.no_grad(), input_errors(inputs[-1]):
             expected = [module(x.clone()) for x in inputs]
         with _written(path) as part:
             _write_onnx(module, inputs[-1], part)
@@ -121,7 +121,7 @@ def compare_collapsed(path: str | Path, layer: Collapsed) -> float:
     with torch.no_grad():
         scale = max(float(value.abs().max()) for value in layer.parameters())
         pairs = zip(held.parameters(), layer.parameters(), strict=True)
-        worst = max(float((mine - theirs).abs().max()) / scale for mine, theirs in pairs)
+        worst = max(float((mine - theirs.cpu()).abs().max()) / scale for mine, theirs in pairs)
     if not worst <= TOLERANCE:
         raise CheckpointError(
             f"{path}: another function than the network: its weights differ by {worst:.1e} of the largest; was it "

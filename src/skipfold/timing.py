@@ -188,10 +188,11 @@ def _session(module: nn.Module, device: torch.device):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     provider = f"{device.type.upper()}ExecutionProvider"
+    choice = {"device_id": device.index or 0} if device.type == "cuda" else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(copy.deepcopy(module).cpu(), INPUT_SHAPE, path, tolerance=TOLERANCE["float32"])
-        return onnxruntime.InferenceSession(path, options, providers=[provider])
+        return onnxruntime.InferenceSession(path, options, providers=[(provider, choice)])
 
 
 def _without_cuda(device: torch.device) -> str | None:

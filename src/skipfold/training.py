@@ -20,7 +20,7 @@ EVALUATION_BATCH = 2500
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device; raises DeviceError where CUDA is asked for and absent."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device; raises DeviceError where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -29,9 +29,12 @@ def resolve_device(name: str) -> torch.device:
             "use device: cpu or auto, or run where a GPU and its driver are"
         )
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise DeviceError(f"device: {name!r} given; auto, cpu, cuda or cuda:N is allowed") from error
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise DeviceError(f"device: {name!r} asked for; there are cuda:0 to cuda:{count - 1}")
+    return device
 
 
 @contextlib.contextmanager
