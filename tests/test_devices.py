@@ -18,8 +18,8 @@ from skipfold.data import Dataset
 from skipfold.errors import NotAffineError
 from skipfold.evaluation import measure_trained
 from skipfold.folding import fold_affine
-from skipfold.homotopy import set_skip_strength, to_homotopy
-from skipfold.networks import INPUT_SHAPE, NETWORKS
+from skipfold.homotopy import Skip, set_skip_strength, to_homotopy
+from skipfold.networks import INPUT_SHAPE, NETWORKS, build
 from skipfold.removal import remove_skips
 from skipfold.timing import build_in, contenders
 from skipfold.training import Learner, initial_network
@@ -118,6 +118,13 @@ def test_rewritten_networks_stay_on_their_device(name, export):
     plain, _ = remove_skips(with_strength, shape, crop=True, export=export)
     folded, _ = fold_affine(model, shape, export=export)
     assert all(map(all_on_cuda, (with_strength, plain, folded)))
+
+
+def test_weighted_skips_fold_on_their_device(monkeypatch):
+    # Two weights that are 0, as all fake values are, would leave nothing.
+    monkeypatch.setattr(Skip, "pair", lambda self, dtype: (0.7, 0.3))
+    folded, _ = fold_affine(build("resnet34_linear_avgpool").eval().cuda(), INPUT_SHAPE, export=False)
+    assert all_on_cuda(folded)
 
 
 def dataset():

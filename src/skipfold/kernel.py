@@ -54,8 +54,9 @@ def run(pixels: torch.Tensor, halves: torch.Tensor, scale: torch.Tensor, bias: t
     """The logits of `pixels` [N, inputs], contiguous uint8 on CUDA; see `affine`."""
     batch, inputs = pixels.shape
     logits = torch.empty(batch, len(bias), device=pixels.device)
-    tuned[lambda shape: (triton.cdiv(batch, shape["ROWS"]),)](
-        pixels, *halves, scale, bias, logits, batch, batch.bit_length(),
-        INPUTS=inputs, OUTPUTS=len(bias), COLUMNS=halves.shape[-1],
-    )  # fmt: skip
+    with torch.cuda.device_of(pixels):  # Triton launches on the current device
+        tuned[lambda shape: (triton.cdiv(batch, shape["ROWS"]),)](
+            pixels, *halves, scale, bias, logits, batch, batch.bit_length(),
+            INPUTS=inputs, OUTPUTS=len(bias), COLUMNS=halves.shape[-1],
+        )  # fmt: skip
     return logits
