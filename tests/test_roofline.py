@@ -85,11 +85,17 @@ def test_a_wrong_network_on_pixels_is_refused(monkeypatch):
         roofline.measure(timings(), CPU)
 
 
-def test_ceilings_are_measured():
-    """In units of FLOP and bytes a second: no computer is slower, none faster by a million."""
+def test_ceilings_are_measured(monkeypatch):
+    """A product is 2 FLOP for each of side cubed, a copy reads and writes; per second of the real calls."""
     found = roofline.ceilings(CPU)
-    assert 1e8 < found.flops < 1e14 and 1e7 < found.copy < 1e13
+    assert 1e8 < found.flops < 1e14 and 1e8 < found.copy < 1e13
     assert found.launch is None
+    results = []
+    monkeypatch.setattr(roofline, "_seconds", lambda call: results.append(call()) or 0.5)
+    assert roofline.ceilings(CPU).flops == 4 * 1024**3
+    product, copied = results
+    assert product.shape == (1024, 1024)
+    assert roofline.ceilings(CPU).copy == 4 * copied.untyped_storage().nbytes()
 
 
 @pytest.mark.cuda
