@@ -25,7 +25,7 @@ from skipfold.data import FOLDER_VARIABLE, Dataset, load
 from skipfold.networks import build
 from skipfold.provenance import device_name
 from skipfold.sweep import Bench
-from skipfold.training import Learner, arithmetic, resolve_device
+from skipfold.training import Learner, arithmetic, use_device
 from skipfold.trial import Trial
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--side-by-side", type=int, nargs="*", default=[1, 4, 8, 16])
     parser.add_argument("--precision", default="tf32")
     arguments = parser.parse_args()
-    device = resolve_device(arguments.device)
+    device = use_device(arguments.device)
     trial = Trial("benchmark", "engine", 0, arguments.network, precision=arguments.precision)
     dataset = load("mnist", arguments.data).to(device)
     folder = arguments.data or Path(os.environ.get(FOLDER_VARIABLE) or ".data")

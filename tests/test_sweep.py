@@ -10,7 +10,7 @@ from skipfold import sweep
 from skipfold.data import load
 from skipfold.errors import DeviceError
 from skipfold.store import Store
-from skipfold.training import Learner, initial_network, resolve_device, train
+from skipfold.training import Learner, initial_network, resolve_device, train, use_device
 from skipfold.trial import Optimizer, Trial
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -230,3 +230,7 @@ def test_one_of_several_gpus_is_taken_if_it_is_there(monkeypatch):
     assert [resolve_device(name).index for name in ("auto", "cuda", "cuda:1", "cpu")] == [None, None, 1, None]
     with pytest.raises(DeviceError, match="'cuda:2' asked for; there are cuda:0 to cuda:1"):
         resolve_device("cuda:2")
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert [str(use_device(name)) for name in ("cuda", "cuda:1", "cpu")] == ["cuda", "cuda:1", "cpu"]
+    assert [str(device) for device in taken] == ["cuda:1"]

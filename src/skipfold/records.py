@@ -11,17 +11,14 @@ from skipfold import config, data, experiments, sweep
 from skipfold.errors import StoreError
 from skipfold.progress import Progress
 from skipfold.store import Record, Store
-from skipfold.training import resolve_device
+from skipfold.training import resolve_device, use_device
 from skipfold.trial import Trial
 
 
 def prepare(settings: config.Config) -> tuple[torch.device, Store]:
     """The device and the store, ready for use; raises DeviceError or StoreError."""
     torch.set_num_threads(settings["threads"])
-    device = resolve_device(settings["device"])
-    if device.index is not None:
-        torch.cuda.set_device(device)  # streams, graphs and free memory are those of the current device
-    return device, Store(config.folder(settings, "store"))
+    return use_device(settings["device"]), Store(config.folder(settings, "store"))
 
 
 def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1)) -> dict[Trial, Record]:

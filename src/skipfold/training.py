@@ -37,6 +37,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def use_device(name: str) -> torch.device:
+    """What `resolve_device` gives, made the current device: streams, graphs and free memory are those of that."""
+    device = resolve_device(name)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 @contextlib.contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
     """`tf32` lets CUDA convolutions use TF32, the framework's default; `float32` does not."""
