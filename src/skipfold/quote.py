@@ -118,8 +118,7 @@ class Bench:
 
 def _bench(alike: Sequence[Trial], device: torch.device, settings: Config) -> Bench:
     most = settings["side_by_side"] or (sweep.SIDE_BY_SIDE if device.type == "cuda" else 1)
-    groups = -(-len(alike) // most)
-    return Bench(alike[0], len(alike), -(-len(alike) // groups))
+    return Bench(alike[0], len(alike), sweep.group_size(len(alike), most))
 
 
 def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:

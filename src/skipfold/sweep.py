@@ -91,8 +91,7 @@ def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progres
     """Train in groups of equal size, each on one bench; out of memory halves the group."""
     waiting = list(trials)
     while waiting:
-        groups = -(-len(waiting) // side_by_side)
-        size = -(-len(waiting) // groups)
+        size = group_size(len(waiting), side_by_side)
         try:
             with arithmetic(waiting[0].precision), _drawing(dataset) as draw:
                 ahead = draw(waiting[:size])
@@ -126,6 +125,12 @@ def _best_size(trials: Sequence[Trial], dataset: Dataset) -> int:
         flush=True,
     )
     return size
+
+
+def group_size(trials: int, most: int) -> int:
+    """Trials in a group, where they are in as few groups of equal size as have at most `most` each."""
+    groups = -(-trials // most)
+    return -(-trials // groups)
 
 
 def fitting(free: int, needed: int, wanted: int) -> int:

@@ -4,7 +4,6 @@ import copy
 import functools
 import statistics
 import tempfile
-import time
 import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -258,9 +257,9 @@ class Prediction:
 
 def build_in(contender: Contender, runtime: str, device: torch.device) -> Built:
     """`contender` in `runtime`, for batches of any size."""
-    start = time.perf_counter()
+    start = clock()
     bind = RUNTIMES[runtime].build(contender.module, device)
-    return Built(contender, runtime, device, bind, time.perf_counter() - start)
+    return Built(contender, runtime, device, bind, clock() - start)
 
 
 def predict(built: Built, x: torch.Tensor) -> Prediction:
@@ -270,11 +269,10 @@ def predict(built: Built, x: torch.Tensor) -> Prediction:
     timed.
     """
     contender, runtime = built.contender, RUNTIMES[built.runtime]
-    start = time.perf_counter()
+    start = clock()  # which waits for the device
     call = built.bind(x)
     found = call()[:PROBES].detach().double()
-    _wait(built.device)
-    seconds = built.seconds + time.perf_counter() - start
+    seconds = built.seconds + clock() - start
     expected = contender.reference(x[:PROBES].double())
     error = float((found - expected.detach()).abs().max() / expected.abs().max())
     if not error <= (allowed := TOLERANCE[runtime.precision(built.device)]):
@@ -348,11 +346,6 @@ def _stamp(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {"tier": config["tier"], **{key: made[key] for key in ("device", "torch", "cuda", "commit", "date")}}
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _row(prediction: Prediction, batch: int, way: str, seconds: list[float]) -> dict[str, Any]:
     first, median, third = (1e6 * value / batch for value in statistics.quantiles(seconds, n=4))
     built = prediction.built
@@ -397,7 +390,7 @@ def _interleaved(
 
     Each call has `repeats` samples, or at least three where these would last longer than `cell_seconds`.
     """
-    timers = [timeit.Timer(call, timer=clock) for call in calls]  # the clock waits for the device
+    timers = [timeit.Timer(call, timer=clock) for call in calls]
     ways = {"host": lambda timer, number, call: timer.timeit(number) / number}
     if device.type == "cuda":
         ways["device"] = lambda timer, number, call: _between_events(call, number)
