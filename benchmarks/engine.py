@@ -1,10 +1,14 @@
 """Training steps per second of every way to train, as ratios to a plain eager loop, in one run.
 
-    python benchmarks/engine.py --network resnet34 --side-by-side 1 4 16
+    python benchmarks/engine.py --network resnet34 --branches 1 4 --stacked 1 16
 
-One line a way: microseconds a step and trial, how many times faster than the loop with a DataLoader and than the eager
-loop with the data on the device, and how far from the floor: the time that the step's arithmetic, or the bytes that it
-has to move, would take at the rates measured on this device in the same run, whichever is longer.
+The network and its optimizer are those of the paper tier. One line a way: microseconds a step and trial, how many times
+faster than the loop with a DataLoader and than the eager loop with the data on the device, and how far from the floor:
+the time that the step's arithmetic, or the bytes that it has to move, would take at the rates measured on this device
+in the same run, whichever is longer.
+
+A CUDA graph has so many branches side by side, each of so many networks stacked to one; of the last arrangement of
+each number of stacked networks, the kernels that take most of the device's time are listed.
 """
 
 import argparse
@@ -15,12 +19,15 @@ import time
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
+from skipfold import config, experiments
 from skipfold.data import FOLDER_VARIABLE, Dataset, load
 from skipfold.networks import build
 from skipfold.provenance import device_name
@@ -55,7 +62,7 @@ def loader_step(trial: Trial, folder: Path, device: torch.device):
         )
     batches = iter(DataLoader(MNIST(root, transform=ToTensor()), trial.batch_size, shuffle=True))
     model = build(trial.network, trial.options, trial.generator("init")).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), trial.optimizer.lr)
+    optimizer = torch.optim.SGD(model.parameters(), trial.optimizer.lr, trial.optimizer.momentum)
 
     def step():
         images, labels = next(batches)
@@ -117,11 +124,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files; default: as in make reproduce")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--side-by-side", type=int, nargs="*", default=[1, 4, 8, 16])
+    parser.add_argument("--branches", type=int, nargs="*", default=[1, 2, 4, 16])
+    parser.add_argument("--stacked", type=int, nargs="*", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--most", type=int, default=32, help="networks at once, at most")
     parser.add_argument("--precision", default="tf32")
     arguments = parser.parse_args()
     device = use_device(arguments.device)
-    trial = Trial("benchmark", "engine", 0, arguments.network, precision=arguments.precision)
+    paper = experiments.as_trained(config.load("paper"), arguments.network)
+    trial = Trial("benchmark", "engine", 0, **paper, precision=arguments.precision)
     dataset = load("mnist", arguments.data).to(device)
     folder = arguments.data or Path(os.environ.get(FOLDER_VARIABLE) or ".data")
     where = f"{device_name(device)}, torch {torch.__version__}"
@@ -145,31 +155,54 @@ def main() -> None:
 
     with arithmetic(trial.precision):
         note("eager + DataLoader", seconds_per_step(loader_step(trial, folder, device), arguments.steps, 10))
-        for way, crop in (("eager", False), ("eager, cropped", True)):
-            learner = Learner(trial, dataset, crop)
+        for way, crop, count in (("eager", False, 1), ("eager, cropped", True, 1), ("eager, 4 stacked", True, 4)):
+            learner = Learner(trial, dataset, crop, count)
             learner.model.train()
-            learner.cursor.zero_()
-            note(way, seconds_per_step(lambda learner=learner: learner.step(64), arguments.steps, 15))
+            note(way, seconds_per_step(eager_step(learner), arguments.steps, 15) / count)
             del learner
         if device.type != "cuda":
             return
-        for size in arguments.side_by_side:
-            start = time.perf_counter()
-            bench = Bench(trial, dataset, size)
-            built = time.perf_counter() - start
-            for learner in bench.learners:
-                learner.cursor.zero_()
-            seconds = seconds_per_step(bench.steps[64], arguments.steps, 10)
-            note(f"graph, {size} side by side", seconds / size)
-            for learner in bench.learners:
-                learner.model.eval()
-            print(
-                f"    built in {built:.1f} s; validation pass "
-                f"{seconds_per_step(bench.measure, 3, 1) * 1e3 / size:.1f} ms a trial",
-                flush=True,
-            )
+        for count in arguments.stacked:
+            for branches in (number for number in arguments.branches if number * count <= arguments.most):
+                start = time.perf_counter()
+                bench = Bench(trial, dataset, branches * count, count)
+                built = time.perf_counter() - start
+                for learner in bench.learners:
+                    learner.cursor.zero_()
+                seconds = seconds_per_step(bench.steps[trial.batch_size], arguments.steps, 10)
+                note(f"graph, {branches} x {count} stacked", seconds / branches / count)
+                for learner in bench.learners:
+                    learner.model.eval()
+                validation = seconds_per_step(bench.measure, 3, 1) / branches / count
+                print(f"    built in {built:.1f} s; validation pass {validation * 1e3:.1f} ms a trial", flush=True)
+            bench.learners[0].model.train()
+            print_kernels(eager_step(bench.learners[0]))
             del bench, learner
             torch.cuda.empty_cache()
+
+
+def eager_step(learner: Learner):
+    """One full step, always on the first images."""
+
+    def step():
+        learner.cursor.zero_()
+        learner.step(len(learner.offsets))
+
+    return step
+
+
+def print_kernels(step, most: int = 20) -> None:
+    """Number and time of the kernels of one `step()`, and those that take longest, by name."""
+    step()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        step()
+        torch.cuda.synchronize()
+    kernels = [event for event in found.key_averages() if event.device_type == DeviceType.CUDA]
+    kernels.sort(key=lambda event: -event.device_time_total)
+    total = sum(event.device_time_total for event in kernels)
+    print(f"    {sum(event.count for event in kernels)} kernels, {total:.0f} us one after the other")
+    for event in kernels[:most]:
+        print(f"    {event.device_time_total:9.0f} us {event.count:5d}  {event.key[:110]}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ LOG = Path("logs") / "gpu.log"
 PARTS = {
     "tests": "pytest -q -m cuda",
     "engine": "python benchmarks/engine.py",
+    "engine-cnn3": "python benchmarks/engine.py --network cnn3 --stacked 1 16 64 --most 64",
     "quote": "snakemake quote --config tier=paper",
     "paper": "snakemake reproduce --config tier=paper",
     "verify": "snakemake verify --config tier=paper",

@@ -114,8 +114,8 @@ def _arm(config: Mapping[str, Any], wanted: Mapping[str, Any], experiment: str, 
     ]
 
 
-def _network(config: Mapping[str, Any], network: str) -> dict[str, Any]:
-    """The network of an arm with its options and its family's optimizer."""
+def as_trained(config: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """A trial's network with its options and its family's optimizer, as the tier has them."""
     family = "resnet" if network.startswith("resnet") else "linear"
     return {
         "network": network,
@@ -126,11 +126,11 @@ def _network(config: Mapping[str, Any], network: str) -> dict[str, Any]:
 
 def _linear_arm(config: Mapping[str, Any], wanted: Mapping[str, Any], network: str) -> dict[str, Any]:
     t = 0.0 if network == "perceptron" else float(wanted["t"])
-    return {"arm": network, "t": t, **_network(config, network)}
+    return {"arm": network, "t": t, **as_trained(config, network)}
 
 
 def _schedule_arms(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    network = _network(config, wanted["network"])
+    network = as_trained(config, wanted["network"])
     static = {"arm": "static", "schedule": "static", "t": float(wanted["static_t"]), **network}
     scheduled = [
         {"arm": f"scheduled_from_{start}", "schedule": wanted["shape"], "t": start, **network}
@@ -140,4 +140,4 @@ def _schedule_arms(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
 
 
 def _accuracy_vs_t_arms(config: Mapping[str, Any], wanted: Mapping[str, Any], network: str) -> list[dict[str, Any]]:
-    return [{"arm": f"t={t}", "t": t, **_network(config, network)} for t in t_values(wanted["t"])]
+    return [{"arm": f"t={t}", "t": t, **as_trained(config, network)} for t in t_values(wanted["t"])]

@@ -102,11 +102,13 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
 
 @dataclass(frozen=True)
 class Bench:
-    """How an experiment trains those of its trials that are alike: so many, `size` of them side by side."""
+    """How an experiment trains those of its trials that are alike: so many, `size` of them side by side, of which
+    `stacked` are one network, None: as `sweep.run` takes it."""
 
     trial: Trial
     trials: int
     size: int
+    stacked: int | None = None
 
     @property
     def key(self) -> str:
@@ -118,7 +120,7 @@ class Bench:
 
 def _bench(alike: Sequence[Trial], device: torch.device, settings: Config) -> Bench:
     most = settings["side_by_side"] or (sweep.SIDE_BY_SIDE if device.type == "cuda" else 1)
-    return Bench(alike[0], len(alike), sweep.group_size(len(alike), most))
+    return Bench(alike[0], len(alike), sweep.group_size(len(alike), most), settings["stacked"])
 
 
 def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:
@@ -136,9 +138,14 @@ def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:
         clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
             records = sweep.run(
-                [replace(short, index=index) for index in range(2 * bench.size)], Store(folder),
-                lambda trial: digits.first(trial.train_images, trial.val_images), device, clock, bench.size,
-            )  # fmt: skip
+                [replace(short, index=index) for index in range(2 * bench.size)],
+                Store(folder),
+                lambda trial: digits.first(trial.train_images, trial.val_images),
+                device,
+                clock,
+                bench.size,
+                bench.stacked,
+            )
         first, second = clock.ends[bench.size - 1], clock.ends[-1]
         trained = sum(epoch["seconds"] for record in records[bench.size :] for epoch in record["epochs"])
         epoch = records[-1]["epochs"][1]

@@ -35,6 +35,7 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
         device,
         Progress(name),
         settings["side_by_side"],
+        settings["stacked"],
     )
     return dict(zip(wanted, found, strict=True))
 

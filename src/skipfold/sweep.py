@@ -23,6 +23,9 @@ from skipfold.trial import Trial
 SIDE_BY_SIDE = 16
 """Trials in one CUDA graph, where memory allows; measured in docs/engine.md. On a CPU it is 1."""
 
+STACKED = 1
+"""Of those, how many are one network of so many times the channels; more has not been measured yet."""
+
 MEMORY_SHARE = 0.9
 """Of the GPU's free memory, what the trials side by side may take."""
 
@@ -40,12 +43,13 @@ def run(
     device: torch.device,
     progress=None,
     side_by_side: int | None = None,
+    stacked: int | None = None,
 ) -> list[Record]:
     """The records of `trials`, in order: read from `store`, or trained on `device` and stored.
 
-    `side_by_side` trials are trained at once, None: as many as are best on `device`. `load_data(trial)` gives the
-    trial's Dataset on the CPU; it is called only where something has to be trained. Raises DeviceError where not even
-    one trial fits the memory.
+    `side_by_side` trials are trained at once, `stacked` of them as one network, None: as many as are best on `device`.
+    `load_data(trial)` gives the trial's Dataset on the CPU; it is called only where something has to be trained. Raises
+    DeviceError where not even one trial fits the memory.
     """
     records = {trial: store.get(trial) for trial in trials}
     missing = [trial for trial in records if records[trial] is None]
@@ -53,7 +57,8 @@ def run(
         progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
     for kind in kinds(missing):
         dataset = load_data(kind[0]).to(device)
-        for trial, epochs, model in _train(kind, dataset, side_by_side or _best_size(kind, dataset), progress):
+        size = side_by_side or _best_size(kind, dataset)
+        for trial, epochs, model in _train(kind, dataset, size, stacked or STACKED, progress):
             final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
             records[trial] = store.put(trial, {"epochs": epochs, "final": final, "provenance": provenance})
@@ -87,7 +92,7 @@ def kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(kinds.values())
 
 
-def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progress) -> Iterator[tuple]:
+def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, stacked: int, progress) -> Iterator[tuple]:
     """Train in groups of equal size, each on one bench; out of memory halves the group."""
     waiting = list(trials)
     while waiting:
@@ -95,7 +100,7 @@ def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, progres
         try:
             with arithmetic(waiting[0].precision), _drawing(dataset) as draw:
                 ahead = draw(waiting[:size])
-                bench = Bench(waiting[0], dataset, size)
+                bench = Bench(waiting[0], dataset, size, stacked)
                 while waiting:
                     group, initials = waiting[:size], ahead
                     ahead = draw(waiting[size : 2 * size])
@@ -169,20 +174,21 @@ def _drawing(dataset: Dataset) -> Iterator[Callable[[Sequence[Trial]], list[Call
 
 
 class Bench:
-    """`size` learners of one kind on one device.
+    """`size` networks of one kind on one device, in learners of at most `stacked`.
 
-    On a GPU a step of all of them is one CUDA graph of parallel branches, on a CPU they step in turn.
+    On a GPU a step of all learners is one CUDA graph of parallel branches, on a CPU they step in turn.
     """
 
-    def __init__(self, trial: Trial, dataset: Dataset, size: int):
+    def __init__(self, trial: Trial, dataset: Dataset, size: int, stacked: int = 1):
         self.dataset = dataset
-        self.learners = [Learner(trial, dataset) for _ in range(size)]
+        self.stacked = group_size(size, stacked)
+        self.learners = [Learner(trial, dataset, count=self.stacked) for _ in range(-(-size // self.stacked))]
         self.active = self.learners
         self.on_cuda = dataset.train_images.device.type == "cuda"
         images = len(dataset.train_images)
         self.full, self.rest = batch_sizes(images, trial.batch_size)
         if self.on_cuda:
-            self.streams = [torch.cuda.Stream() for _ in range(size)]
+            self.streams = [torch.cuda.Stream() for _ in self.learners]
             self.pool = torch.cuda.graph_pool_handle()
         self.steps = {
             batch: self._prepare(lambda learner, batch=batch: learner.step(batch), training=True)
@@ -227,32 +233,37 @@ class Bench:
             raise
         return graph
 
-    def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> list[tuple]:
-        """Train at most as many trials as there are learners, from their own initial values and data orders."""
-        learners = self.active = self.learners[: len(trials)]
-        for learner, trial, initial in zip(learners, trials, initials, strict=True):
-            learner.load(trial, initial)
+    def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> Iterator[tuple]:
+        """Train at most as many trials as there are networks, from their own initial values and data orders.
+
+        Gives each trial with its epochs and its network, which is that trial's until the next one is asked for.
+        """
+        chunks = [range(first, len(trials))[: self.stacked] for first in range(0, len(trials), self.stacked)]
+        learners = self.active = self.learners[: len(chunks)]
+        for learner, chunk in zip(learners, chunks, strict=True):
+            learner.load([initials[i] for i in chunk])
         images = len(self.dataset.train_images)
         orders = [trial.generator("order") for trial in trials]
         epochs: list[list[dict]] = [[] for _ in trials]
         for number in range(trials[0].epochs):
             start = time.perf_counter()
-            for learner, trial, order in zip(learners, trials, orders, strict=True):
-                learner.begin(trial.strengths[number], torch.randperm(images, generator=order))
-            for learner in self.learners[len(trials) :]:
+            for learner, chunk in zip(learners, chunks, strict=True):
+                strengths = [trials[i].strengths[number] for i in chunk]
+                learner.begin(strengths, [torch.randperm(images, generator=orders[i]) for i in chunk])
+            for learner in self.learners[len(chunks) :]:
                 learner.cursor.zero_()
             for _ in range(self.full):
                 self.steps[self.batch_size]()
             if self.rest:
                 self.steps[self.rest]()
-            trained = [learner.means(images) for learner in learners]
+            trained = self._means(images)
             for learner in learners:
                 learner.model.eval()
             self.measure()
-            measured = [learner.means(len(self.dataset.val_images)) for learner in learners]
+            measured = self._means(len(self.dataset.val_images))
             seconds = (time.perf_counter() - start) / len(trials)
             for trial, done, (train_loss, train_accuracy), (val_loss, val_accuracy) in zip(
-                trials, epochs, trained, measured, strict=True
+                trials, epochs, trained, measured, strict=False
             ):
                 done.append(
                     {
@@ -267,4 +278,10 @@ class Bench:
                 )
                 if progress:
                     progress.epoch(trial, done[-1])
-        return [(trial, done, learner.model) for trial, done, learner in zip(trials, epochs, learners, strict=True)]
+        for learner, chunk in zip(learners, chunks, strict=True):
+            for place, i in enumerate(chunk):
+                yield trials[i], epochs[i], learner.network(place)
+
+    def _means(self, images: int) -> list[tuple[float, float]]:
+        """Of every network of the active learners, in order; those of the last one that idle come last."""
+        return [means for learner in self.active for means in learner.means(images)]

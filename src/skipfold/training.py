@@ -1,8 +1,8 @@
-"""One network in training, written so that the same steps run eagerly or inside a captured CUDA graph."""
+"""Networks in training, written so that the same steps run eagerly or inside a captured CUDA graph."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from skipfold.cropping import crop_dead_taps
 from skipfold.data import Dataset, to_input
 from skipfold.errors import DeviceError
-from skipfold.homotopy import set_skip_strength
-from skipfold.networks import INPUT_SHAPE, build
+from skipfold.networks import CLASSES, INPUT_SHAPE, build
+from skipfold.stacking import put, set_strengths, stack, take
 from skipfold.trial import Trial
 
 EVALUATION_BATCH = 2500
@@ -64,90 +64,94 @@ def initial_network(trial: Trial, crop: bool) -> nn.Module:
 
 
 class Learner:
-    """A network, its optimizer and its data order on one device.
+    """One network or several stacked ones, their optimizer and data orders on one device.
 
     `step` and `measure` read and write device tensors only, never the host, so a CUDA graph can hold them; `load`
-    puts another trial of the same kind into the same tensors.
+    puts other trials of the same kind into the same tensors.
     """
 
-    def __init__(self, trial: Trial, dataset: Dataset, crop: bool = True):
-        self.dataset = dataset
+    def __init__(self, trial: Trial, dataset: Dataset, crop: bool = True, count: int = 1):
+        self.dataset, self.count = dataset, count
         self.device = dataset.train_images.device
-        self.batch_size = trial.batch_size
-        self.model = initial_network(trial, crop).to(self.device)
-        if self.device.type == "cuda":
-            self.model = self.model.to(memory_format=torch.channels_last)
-        for module in self.model.modules():
+        self.one = initial_network(trial, crop).to(self.device)
+        for module in self.one.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused with a fixed momentum, and a kernel a step
+        self.model = self.one if count == 1 else stack(self.one, count)
+        if self.device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = self._optimizer(trial)
-        self.order = torch.arange(len(dataset.train_images), device=self.device)
-        self.offsets = torch.arange(self.batch_size, device=self.device)
+        self.order = torch.arange(len(dataset.train_images), device=self.device)[:, None].repeat(1, count)
+        self.offsets = torch.arange(trial.batch_size, device=self.device)
         self.cursor = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self.trial = trial
+        self.totals = torch.zeros(2, count, dtype=torch.float64, device=self.device)
 
     def _optimizer(self, trial: Trial) -> torch.optim.Optimizer:
-        spec = trial.optimizer
+        spec, on_cuda = trial.optimizer, self.device.type == "cuda"
         if spec.name == "adam":
-            return torch.optim.Adam(self.model.parameters(), spec.lr, capturable=self.device.type == "cuda")
-        return torch.optim.SGD(self.model.parameters(), spec.lr, spec.momentum)
+            return torch.optim.Adam(self.model.parameters(), spec.lr, capturable=on_cuda, fused=on_cuda)
+        return torch.optim.SGD(self.model.parameters(), spec.lr, spec.momentum, fused=on_cuda)
 
-    def load(self, trial: Trial, initial: nn.Module) -> None:
-        """Start `trial` from the values of `initial`, in place."""
-        self.trial = trial
+    def load(self, initials: Sequence[nn.Module]) -> None:
+        """Start anew from the values of `initials`, in place; of `count` networks those that are left out idle."""
+        for index, initial in enumerate(initials):
+            put(self.model, index, self.count, initial)
         with torch.no_grad():
-            held = self.model.state_dict()
-            for key, value in initial.state_dict().items():
-                if key in held:
-                    held[key].copy_(value)
             for state in self.optimizer.state.values():
                 for value in state.values():
                     if isinstance(value, torch.Tensor):
                         value.zero_()
 
-    def begin(self, t: float, order: torch.Tensor) -> None:
-        """Start an epoch at skip strength `t` over the images in `order`, int64 [N]."""
-        set_skip_strength(self.model, t)
-        self.order.copy_(order)
+    def begin(self, strengths: Sequence[float], orders: Sequence[torch.Tensor]) -> None:
+        """Start an epoch, each network at its own skip strength and over the images in its order, int64 [N]."""
+        idle = self.count - len(orders)
+        set_strengths(self.model, [*strengths, *strengths[:1] * idle])
+        self.order.copy_(torch.stack([*orders, *orders[:1] * idle], 1))
         self.cursor.zero_()
         self.totals.zero_()
         self.model.train()
 
     def step(self, size: int) -> None:
-        """One update on the next `size` images."""
-        index = self.order.index_select(0, self.cursor + self.offsets[:size])
-        images = to_input(self.dataset.train_images.index_select(0, index))
+        """One update of each network on its next `size` images."""
+        index = self.order.index_select(0, self.cursor + self.offsets[:size]).flatten()
+        images = to_input(self.dataset.train_images.index_select(0, index)).view(size, self.count, *INPUT_SHAPE[1:])
         labels = self.dataset.train_labels.index_select(0, index)
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        logits = self._logits(images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (losses.sum() / size).backward()
         self.optimizer.step()
-        self._count(loss.detach() * size, logits.detach(), labels)
+        self._count(losses.detach(), logits.detach(), labels)
         self.cursor += size
 
-    def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        correct = (logits.argmax(1) == labels).sum()
-        self.totals += torch.stack((loss.double(), correct.double()))
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, count, 28, 28] to [N count, 10]."""
+        return self.model(images).view(-1, CLASSES)
+
+    def _count(self, losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        rows = torch.stack((losses.double(), (logits.argmax(1) == labels).double()))
+        self.totals += rows.view(2, -1, self.count).sum(1)
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Loss and correct predictions over the validation images, in eval mode, into `totals`."""
+        """Losses and correct predictions over the validation images, in eval mode, into `totals`."""
         self.totals.zero_()
-        batches = zip(
-            self.dataset.val_images.split(EVALUATION_BATCH),
-            self.dataset.val_labels.split(EVALUATION_BATCH),
-            strict=True,
-        )
+        batch = max(EVALUATION_BATCH // self.count, 500)
+        batches = zip(self.dataset.val_images.split(batch), self.dataset.val_labels.split(batch), strict=True)
         for images, labels in batches:
-            logits = self.model(to_input(images))
-            self._count(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+            labels = labels.repeat_interleave(self.count)
+            logits = self._logits(to_input(images).expand(-1, self.count, -1, -1))
+            self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
 
-    def means(self, images: int) -> tuple[float, float]:
-        """Mean loss and accuracy from `totals` over `images` images; waits for the device."""
-        loss, correct = self.totals.tolist()
-        return loss / images, correct / images
+    def means(self, images: int) -> list[tuple[float, float]]:
+        """Mean loss and accuracy of each network from `totals` over `images` images; waits for the device."""
+        return [(loss / images, correct / images) for loss, correct in self.totals.T.tolist()]
+
+    def network(self, index: int) -> nn.Module:
+        """Network `index` by itself; where there are several, in the same tensors for every index."""
+        if self.count > 1:
+            take(self.model, index, self.count, self.one.train(self.model.training))
+        return self.one
 
 
 def batch_sizes(images: int, batch_size: int) -> tuple[int, int]:
@@ -167,16 +171,16 @@ def train(trial: Trial, dataset: Dataset, crop: bool = False, on_epoch=None) -> 
         epochs = []
         for number, t in enumerate(trial.strengths, start=1):
             start = time.perf_counter()
-            learner.begin(t, torch.randperm(images, generator=order))
+            learner.begin([t], [torch.randperm(images, generator=order)])
             full, rest = batch_sizes(images, trial.batch_size)
             for _ in range(full):
                 learner.step(trial.batch_size)
             if rest:
                 learner.step(rest)
-            train_loss, train_accuracy = learner.means(images)
+            ((train_loss, train_accuracy),) = learner.means(images)
             learner.model.eval()
             learner.measure()
-            val_loss, val_accuracy = learner.means(len(dataset.val_images))
+            ((val_loss, val_accuracy),) = learner.means(len(dataset.val_images))
             epochs.append(
                 {
                     "epoch": number,
