@@ -39,8 +39,8 @@ class StackedConv2d(nn.Conv2d):
     def _product(self, windows: torch.Tensor) -> torch.Tensor:
         """Of windows [N, G C, H', W', height, width] and weights, where grouped convolutions are few values wide."""
         images, _, *sides = windows.shape[:4]
-        patches = windows.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2, 5, 6)
-        weight = self.weight.reshape(self.groups, self.out_channels // self.groups, -1)
+        patches = windows.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 5, 6, 2)
+        weight = self.weight.permute(0, 2, 3, 1).reshape(self.groups, self.out_channels // self.groups, -1)
         out = torch.bmm(patches.reshape(self.groups, -1, weight.shape[2]), weight.mT)
         out = out.view(self.groups, images, *sides, -1).permute(1, 2, 3, 0, 4).flatten(3)
         return (out if self.bias is None else out + self.bias).permute(0, 3, 1, 2)
@@ -88,8 +88,19 @@ def _batch_norm(one: nn.BatchNorm2d, count: int) -> nn.BatchNorm2d:
     return stacked
 
 
-STACKED = {nn.Conv2d: StackedConv2d, nn.Linear: StackedLinear, nn.BatchNorm2d: _batch_norm, Skip: StackedSkip}
-"""Layers that mix channels or have values of their own; every other works on stacked channels as it is."""
+def _relu(one: nn.ReLU, count: int) -> nn.ReLU:
+    """Not in place: on a view, as a StackedSkip gives, the backward pass would copy it three times."""
+    return nn.ReLU()
+
+
+STACKED = {
+    nn.Conv2d: StackedConv2d,
+    nn.Linear: StackedLinear,
+    nn.BatchNorm2d: _batch_norm,
+    nn.ReLU: _relu,
+    Skip: StackedSkip,
+}
+"""What is put in the place of a layer; every other layer works on stacked channels as it is."""
 
 
 def stack(model: nn.Module, count: int) -> nn.Module:
