@@ -8,7 +8,8 @@ the time that the step's arithmetic, or the bytes that it has to move, would tak
 in the same run, whichever is longer.
 
 A CUDA graph has so many branches side by side, each of so many networks stacked to one; of the last arrangement of
-each number of stacked networks, the kernels that take most of the device's time are listed.
+each number of stacked networks, the kernels that take most of the device's time are listed. With --compile each
+number of stacked networks, in one branch, is also measured with its network through torch.compile.
 """
 
 import argparse
@@ -74,6 +75,19 @@ def loader_step(trial: Trial, folder: Path, device: torch.device):
     return step
 
 
+class Compiled(Learner):
+    """Its network trains through torch.compile; it is measured as it is."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        # Past it dynamo runs eagerly with no more than a warning; all networks of a class count together.
+        torch._dynamo.config.recompile_limit = 1024
+        self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.compiled if self.model.training else self.model)(images).view(-1, 10)
+
+
 def floor(trial: Trial, dataset: Dataset) -> float:
     """Least seconds of a step, from what it has to compute and to move; prints both with the device's rates.
 
@@ -127,6 +141,7 @@ def main() -> None:
     parser.add_argument("--branches", type=int, nargs="*", default=[1, 2, 4, 16])
     parser.add_argument("--stacked", type=int, nargs="*", default=[1, 4, 8, 16, 32])
     parser.add_argument("--most", type=int, default=32, help="networks at once, at most")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--precision", default="tf32")
     arguments = parser.parse_args()
     device = use_device(arguments.device)
@@ -163,21 +178,23 @@ def main() -> None:
         if device.type != "cuda":
             return
         for count in arguments.stacked:
-            for branches in (number for number in arguments.branches if number * count <= arguments.most):
+            arranged = [(number, Learner) for number in arguments.branches if number * count <= arguments.most]
+            for branches, learner in [*arranged, *([(1, Compiled)] if arguments.compile else [])]:
                 start = time.perf_counter()
-                bench = Bench(trial, dataset, branches * count, count)
+                bench = Bench(trial, dataset, branches * count, count, learner)
                 built = time.perf_counter() - start
-                for learner in bench.learners:
-                    learner.cursor.zero_()
+                for each in bench.learners:
+                    each.cursor.zero_()
                 seconds = seconds_per_step(bench.steps[trial.batch_size], arguments.steps, 10)
-                note(f"graph, {branches} x {count} stacked", seconds / branches / count)
-                for learner in bench.learners:
-                    learner.model.eval()
+                way = f"graph, {branches} x {count} stacked" + (", compiled" if learner is Compiled else "")
+                note(way, seconds / branches / count)
+                for each in bench.learners:
+                    each.model.eval()
                 validation = seconds_per_step(bench.measure, 3, 1) / branches / count
                 print(f"    built in {built:.1f} s; validation pass {validation * 1e3:.1f} ms a trial", flush=True)
             bench.learners[0].model.train()
             print_kernels(eager_step(bench.learners[0]))
-            del bench, learner
+            del bench, each
             torch.cuda.empty_cache()
 
 

@@ -179,10 +179,12 @@ class Bench:
     On a GPU a step of all learners is one CUDA graph of parallel branches, on a CPU they step in turn.
     """
 
-    def __init__(self, trial: Trial, dataset: Dataset, size: int, stacked: int = 1):
+    def __init__(
+        self, trial: Trial, dataset: Dataset, size: int, stacked: int = 1, learner: Callable[..., Learner] = Learner
+    ):
         self.dataset = dataset
         self.stacked = group_size(size, stacked)
-        self.learners = [Learner(trial, dataset, count=self.stacked) for _ in range(-(-size // self.stacked))]
+        self.learners = [learner(trial, dataset, count=self.stacked) for _ in range(-(-size // self.stacked))]
         self.active = self.learners
         self.on_cuda = dataset.train_images.device.type == "cuda"
         images = len(dataset.train_images)

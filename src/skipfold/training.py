@@ -116,7 +116,7 @@ class Learner:
         index = self.order.index_select(0, self.cursor + self.offsets[:size]).flatten()
         images = to_input(self.dataset.train_images.index_select(0, index)).view(size, self.count, *INPUT_SHAPE[1:])
         labels = self.dataset.train_labels.index_select(0, index)
-        logits = self._logits(images)
+        logits = self.logits(images)
         losses = F.cross_entropy(logits, labels, reduction="none")
         self.optimizer.zero_grad(set_to_none=True)
         (losses.sum() / size).backward()
@@ -124,7 +124,7 @@ class Learner:
         self._count(losses.detach(), logits.detach(), labels)
         self.cursor += size
 
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
         """[N, count, 28, 28] to [N count, 10]."""
         return self.model(images).view(-1, CLASSES)
 
@@ -140,7 +140,7 @@ class Learner:
         batches = zip(self.dataset.val_images.split(batch), self.dataset.val_labels.split(batch), strict=True)
         for images, labels in batches:
             labels = labels.repeat_interleave(self.count)
-            logits = self._logits(to_input(images).expand(-1, self.count, -1, -1))
+            logits = self.logits(to_input(images).expand(-1, self.count, -1, -1))
             self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
 
     def means(self, images: int) -> list[tuple[float, float]]:

@@ -1,4 +1,5 @@
-# Draws the figures: each runs its notebook, which reads the stored trials.
+# Draws the figures: each runs its notebook, which reads the stored trials, beside what trains; only the ceiling of
+# linear_comparison is computed in its notebook.
 
 
 rule linear_comparison:
@@ -59,8 +60,6 @@ rule schedule_comparison:
     conda:
         "../../environment.yml"
     threads: SETTINGS["threads"]
-    resources:
-        gpu=int(ON_CUDA),
     params:
         notebook=parameters(),
     message:
@@ -92,8 +91,6 @@ rule accuracy_vs_t:
     conda:
         "../../environment.yml"
     threads: SETTINGS["threads"]
-    resources:
-        gpu=int(ON_CUDA),
     params:
         notebook=lambda wildcards: parameters(model=wildcards.model),
     message:

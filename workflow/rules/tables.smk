@@ -65,8 +65,6 @@ rule sensitivity:
     conda:
         "../../environment.yml"
     threads: SETTINGS["threads"]
-    resources:
-        gpu=int(ON_CUDA),
     params:
         notebook=parameters(),
     message:
