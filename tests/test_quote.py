@@ -41,11 +41,12 @@ def test_a_batch_larger_than_the_digits_is_quoted_too():
 
 
 def test_trials_that_train_side_by_side_are_measured_so(tmp_path):
-    """As the sweep does it: 17 of at most 16 are two groups of 9; on a CPU each is alone."""
+    """As the sweep does it: 17 of at most 16 are two groups of 9, of at most 8 three of 6."""
     loaded = settings(tmp_path)
     alike = [Trial("test", "any", index, "perceptron") for index in range(17)]
     on_cuda, on_cpu = (quote._bench(alike, torch.device(name), loaded) for name in ("cuda", "cpu"))
-    assert (on_cuda.trials, on_cuda.size, on_cpu.size) == (17, 9, 1)
+    assert (on_cuda.trials, on_cuda.size, on_cpu.size) == (17, 9, 6)
+    assert quote._bench([Trial("test", "any", 0, "resnet18")] * 17, torch.device("cpu"), loaded).size == 1
     assert quote._bench(alike, torch.device("cpu"), loaded | {"side_by_side": 4}).size == 4
     assert on_cuda.key != on_cpu.key
 

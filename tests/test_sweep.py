@@ -89,9 +89,9 @@ def test_stored_trials_are_read_not_trained(digits, tmp_path):
 
 
 @pytest.mark.parametrize("network", ["cnn3", "resnet18"])
-def test_on_a_cpu_a_group_is_the_plain_loop_to_the_bit(network, digits, tmp_path):
+def test_on_a_cpu_a_group_that_is_not_stacked_is_the_plain_loop_to_the_bit(network, digits, tmp_path):
     trials = mixed(network)
-    for trial, record in zip(trials, run(trials, tmp_path, digits, "cpu", side_by_side=2), strict=True):
+    for trial, record in zip(trials, run(trials, tmp_path, digits, "cpu", side_by_side=2, stacked=1), strict=True):
         plain, _ = train(trial, digits, crop=True)
         assert [without_seconds(epoch) for epoch in record["epochs"]] == [without_seconds(epoch) for epoch in plain]
 

@@ -119,7 +119,7 @@ class Bench:
 
 
 def _bench(alike: Sequence[Trial], device: torch.device, settings: Config) -> Bench:
-    most = settings["side_by_side"] or (sweep.SIDE_BY_SIDE if device.type == "cuda" else 1)
+    most = settings["side_by_side"] or sweep.best_size(alike[0].network, device)
     return Bench(alike[0], len(alike), sweep.group_size(len(alike), most), settings["stacked"])
 
 

@@ -21,10 +21,10 @@ from skipfold.training import Learner, arithmetic, batch_sizes, initial_network
 from skipfold.trial import Trial
 
 SIDE_BY_SIDE = 16
-"""Trials in one CUDA graph, where memory allows; measured in docs/engine.md. On a CPU it is 1."""
+"""Trials in one CUDA graph, where memory allows; measured in docs/engine.md."""
 
-STACKED = 1
-"""Of those, how many are one network of so many times the channels; more has not been measured yet."""
+STACKED_ON_CPU = 8
+"""Trials of a network other than a ResNet that are trained as one network; measured in docs/engine.md."""
 
 MEMORY_SHARE = 0.9
 """Of the GPU's free memory, what the trials side by side may take."""
@@ -57,8 +57,9 @@ def run(
         progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
     for kind in kinds(missing):
         dataset = load_data(kind[0]).to(device)
-        size = side_by_side or _best_size(kind, dataset)
-        for trial, epochs, model in _train(kind, dataset, size, stacked or STACKED, progress):
+        as_one = stacked or best_stacked(kind[0].network, device)
+        size = side_by_side or _fitting_size(kind, dataset)
+        for trial, epochs, model in _train(kind, dataset, size, as_one, progress):
             final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
             records[trial] = store.put(trial, {"epochs": epochs, "final": final, "provenance": provenance})
@@ -118,12 +119,24 @@ def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, stacked
         print(f"sweep: out of memory at {size} trials side by side; going on with {side_by_side}", flush=True)
 
 
-def _best_size(trials: Sequence[Trial], dataset: Dataset) -> int:
-    """Trials side by side, by the memory that one takes and that is free; said, since it decides on the time."""
-    if dataset.train_images.device.type != "cuda":
-        return 1
+def best_stacked(network: str, device: torch.device) -> int:
+    """Trials that are trained as one network; on CUDA more than one has not been measured yet."""
+    return STACKED_ON_CPU if device.type == "cpu" and not network.startswith("resnet") else 1
+
+
+def best_size(network: str, device: torch.device) -> int:
+    """Trials side by side, where the memory is enough; on a CPU those that are one network, the others in turn."""
+    return SIDE_BY_SIDE if device.type == "cuda" else best_stacked(network, device)
+
+
+def _fitting_size(trials: Sequence[Trial], dataset: Dataset) -> int:
+    """Trials side by side; on CUDA by the memory that one takes and that is free, and said: it decides on the time."""
+    device = dataset.train_images.device
+    most = best_size(trials[0].network, device)
+    if device.type != "cuda":
+        return most
     needed, free = _memory(trials[0], dataset), torch.cuda.mem_get_info()[0]
-    size = fitting(free, needed, min(SIDE_BY_SIDE, len(trials)))
+    size = fitting(free, needed, min(most, len(trials)))
     print(
         f"sweep: {trials[0].network}: {size} of {len(trials)} trials side by side, about {needed / 2**30:.2f} GiB "
         f"each, {free / 2**30:.1f} GiB free",
