@@ -30,7 +30,7 @@ from torchvision.transforms import ToTensor
 
 from skipfold import config, experiments
 from skipfold.data import FOLDER_VARIABLE, Dataset, load
-from skipfold.networks import build
+from skipfold.networks import CLASSES, build
 from skipfold.provenance import device_name
 from skipfold.sweep import Bench
 from skipfold.training import Learner, arithmetic, use_device
@@ -85,7 +85,7 @@ class Compiled(Learner):
         self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        return (self.compiled if self.model.training else self.model)(images).view(-1, 10)
+        return (self.compiled if self.model.training else self.model)(images).view(-1, CLASSES)
 
 
 def floor(trial: Trial, dataset: Dataset) -> float:

@@ -238,6 +238,43 @@ def test_as_many_as_fit(free, needed, wanted, size):
     assert sweep.fitting(int(free), int(needed), wanted) == size
 
 
+def test_what_is_measured_fastest_and_fits_is_stacked_and_said(digits, monkeypatch, capsys):
+    """Of 5 networks 1, 3 or all in one; all do not fit."""
+    seconds = {1: 3.0, 3: 1.0}
+
+    def timed(bench):
+        if bench.stacked not in seconds:
+            raise torch.OutOfMemoryError("simulated")
+        return seconds[bench.stacked]
+
+    monkeypatch.setattr(sweep.Bench, "seconds_a_step", timed)
+    assert sweep.fastest_stacked(mixed("cnn3")[0], digits, 5) == 3
+    assert "cnn3: a step and trial takes with 1 stacked 600000 us, 3 stacked 200000 us; going on with 3" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("stacked", "learners"), [(1, 3), (2, 2), (3, 1)])
+def test_the_steps_that_are_timed_are_those_of_an_epoch(stacked, learners, device, digits):
+    bench = sweep.Bench(mixed("perceptron")[0], digits.to(device), 3, stacked)
+    assert bench.seconds_a_step() > 0
+    assert [int(learner.cursor) for learner in bench.learners] == [2 * 16] * learners
+
+
+@pytest.mark.parametrize(("network", "stacked"), [("resnet18", 1), ("cnn3", 8), ("perceptron", 8)])
+def test_on_a_cpu_small_networks_are_stacked(network, stacked, digits, monkeypatch):
+    monkeypatch.setattr(sweep, "fastest_stacked", None)
+    assert sweep.choose_stacked(mixed(network)[0], digits, 16, 10**6) == stacked
+
+
+@pytest.mark.cuda
+def test_on_cuda_it_is_measured_what_to_stack(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "WORTH_MEASURING", 0)
+    run(mixed("cnn3"), tmp_path, digits, "cuda", side_by_side=3)
+    assert "cnn3: a step and trial takes with 1 stacked" in capsys.readouterr().out
+
+
 @pytest.mark.cuda
 def test_the_size_of_the_group_is_chosen_from_free_memory_and_said(digits, tmp_path, capsys):
     records = run(mixed("resnet18"), tmp_path, digits, "cuda", side_by_side=None)

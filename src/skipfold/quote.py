@@ -111,6 +111,12 @@ class Bench:
     stacked: int | None = None
 
     @property
+    def steps(self) -> int:
+        """Of all trials together."""
+        train, _ = IMAGES[self.trial.data]
+        return self.trials * self.trial.epochs * (self.trial.train_images or train) // self.trial.batch_size
+
+    @property
     def key(self) -> str:
         """Benches of one key cost the same, whatever their images and epochs."""
         trial = self.trial
@@ -135,16 +141,18 @@ def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:
         short = replace(
             bench.trial, schedule="static", epochs=2, data="digits", train_images=train, val_images=val
         )  # fmt: skip
+        few = digits.first(train, val)
+        stacked = bench.stacked or sweep.choose_stacked(short, few.to(device), bench.size, bench.steps)
         clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
             records = sweep.run(
                 [replace(short, index=index) for index in range(2 * bench.size)],
                 Store(folder),
-                lambda trial: digits.first(trial.train_images, trial.val_images),
+                lambda trial, few=few: few,
                 device,
                 clock,
                 bench.size,
-                bench.stacked,
+                stacked,
             )
         first, second = clock.ends[bench.size - 1], clock.ends[-1]
         trained = sum(epoch["seconds"] for record in records[bench.size :] for epoch in record["epochs"])

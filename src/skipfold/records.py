@@ -24,9 +24,7 @@ def prepare(settings: config.Config) -> tuple[torch.device, Store]:
 def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1)) -> dict[Trial, Record]:
     """The records of experiment `name`, or of its i-th of n parts where `shard` is (i, n): stored or trained now."""
     device, store = prepare(settings)
-    first, parts = shard
-    # Every n-th, so that each part has its share of the costly arms.
-    wanted = experiments.trials(settings, name)[first - 1 :: parts]
+    wanted = part(experiments.trials(settings, name), shard, device)
     check_images(settings, [trial for trial in wanted if trial not in store])
     found = sweep.run(
         wanted,
@@ -38,6 +36,19 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
         settings["stacked"],
     )
     return dict(zip(wanted, found, strict=True))
+
+
+def part(trials: Sequence[Trial], shard: tuple[int, int], device: torch.device) -> list[Trial]:
+    """The i-th of n parts of `trials`, where `shard` is (i, n); what trains together stays together.
+
+    Every n-th group, so that each part has its share of the costly arms.
+    """
+    first, parts = shard
+    groups = []
+    for alike in sweep.kinds(trials):
+        size = sweep.group_size(len(alike), sweep.best_size(alike[0].network, device))
+        groups += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return [trial for group in groups[first - 1 :: parts] for trial in group]
 
 
 def images(settings: config.Config, trial: Trial) -> data.Dataset:

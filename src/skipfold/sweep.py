@@ -26,6 +26,9 @@ SIDE_BY_SIDE = 16
 STACKED_ON_CPU = 8
 """Trials of a network other than a ResNet that are trained as one network; measured in docs/engine.md."""
 
+WORTH_MEASURING = 40_000
+"""Steps of all trials from which on it pays to measure on CUDA how many of them to stack; it takes some seconds."""
+
 MEMORY_SHARE = 0.9
 """Of the GPU's free memory, what the trials side by side may take."""
 
@@ -57,8 +60,9 @@ def run(
         progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
     for kind in kinds(missing):
         dataset = load_data(kind[0]).to(device)
-        as_one = stacked or best_stacked(kind[0].network, device)
-        size = side_by_side or _fitting_size(kind, dataset)
+        size = group_size(len(kind), side_by_side or _fitting_size(kind, dataset))
+        steps = sum(trial.epochs for trial in kind) * len(dataset.train_images) // kind[0].batch_size
+        as_one = stacked or choose_stacked(kind[0], dataset, size, steps)
         for trial, epochs, model in _train(kind, dataset, size, as_one, progress):
             final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
@@ -119,14 +123,41 @@ def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, stacked
         print(f"sweep: out of memory at {size} trials side by side; going on with {side_by_side}", flush=True)
 
 
-def best_stacked(network: str, device: torch.device) -> int:
-    """Trials that are trained as one network; on CUDA more than one has not been measured yet."""
-    return STACKED_ON_CPU if device.type == "cpu" and not network.startswith("resnet") else 1
-
-
 def best_size(network: str, device: torch.device) -> int:
-    """Trials side by side, where the memory is enough; on a CPU those that are one network, the others in turn."""
-    return SIDE_BY_SIDE if device.type == "cuda" else best_stacked(network, device)
+    """Trials side by side, where the memory is enough; on a CPU as many as are one network."""
+    if device.type == "cuda":
+        return SIDE_BY_SIDE
+    return 1 if network.startswith("resnet") else STACKED_ON_CPU
+
+
+def choose_stacked(trial: Trial, dataset: Dataset, size: int, steps: int) -> int:
+    """How many of `size` trials like `trial` are trained as one network, where all trials take `steps` steps together.
+
+    On CUDA none, some or all, whichever is measured to be fastest on `dataset`, and said, since it decides on the time.
+    """
+    device = dataset.train_images.device
+    if device.type != "cuda":
+        return best_size(trial.network, device)
+    if size == 1 or steps < WORTH_MEASURING:
+        return 1
+    return fastest_stacked(trial, dataset, size)
+
+
+def fastest_stacked(trial: Trial, dataset: Dataset, size: int) -> int:
+    """The measurement of `choose_stacked`; an arrangement that does not fit the memory is left out."""
+    times = {}
+    with arithmetic(trial.precision):
+        for stacked in dict.fromkeys((1, group_size(size, 4), size)):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                times[stacked] = Bench(trial, dataset, size, stacked).seconds_a_step() / size
+            if dataset.train_images.is_cuda:
+                torch.cuda.empty_cache()
+    if not times:
+        return 1
+    best = min(times, key=times.get)
+    measured = ", ".join(f"{stacked} stacked {1e6 * seconds:.0f} us" for stacked, seconds in times.items())
+    print(f"sweep: {trial.network}: a step and trial takes with {measured}; going on with {best}", flush=True)
+    return best
 
 
 def _fitting_size(trials: Sequence[Trial], dataset: Dataset) -> int:
@@ -216,6 +247,26 @@ class Bench:
     def _prepare(self, action: Callable[[Learner], None], training: bool) -> Callable[[], None]:
         """`action` of every learner as one call."""
         return self._capture(action, training).replay if self.on_cuda else lambda: self._in_turn(action)
+
+    def seconds_a_step(self, steps: int = 20) -> float:
+        """Of all learners, by the wall clock, after as many steps to warm up."""
+        steps = max(1, min(steps, self.full))
+        step = self.steps[self.batch_size if self.full else self.rest]
+        for _ in range(2):
+            for learner in self.learners:
+                learner.cursor.zero_()
+                learner.model.train()
+            self._finish()
+            start = time.perf_counter()
+            for _ in range(steps):
+                step()
+            self._finish()
+            seconds = (time.perf_counter() - start) / steps
+        return seconds
+
+    def _finish(self) -> None:
+        if self.on_cuda:
+            torch.cuda.synchronize()
 
     def _in_turn(self, action: Callable[[Learner], None]) -> None:
         for learner in self.active:
