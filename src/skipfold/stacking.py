@@ -124,14 +124,14 @@ def stack(model: nn.Module, count: int) -> nn.Module:
 @torch.no_grad()
 def put(stacked: nn.Module, index: int, count: int, model: nn.Module) -> None:
     """Copy the values of `model` to the place of network `index` of `count`."""
-    for _, held, value in _places(stacked, index, count, model):
+    for held, value in _places(stacked, index, count, model):
         held.copy_(value)
 
 
 @torch.no_grad()
 def take(stacked: nn.Module, index: int, count: int, model: nn.Module) -> nn.Module:
     """`model` with the values of network `index` of `count`."""
-    for _, held, value in _places(stacked, index, count, model):
+    for held, value in _places(stacked, index, count, model):
         value.copy_(held)
     return model
 
@@ -140,7 +140,7 @@ def _places(stacked: nn.Module, index: int, count: int, model: nn.Module):
     held = stacked.state_dict()
     for key, value in model.state_dict().items():
         if key in held:
-            yield key, held[key].view(count, *value.shape)[index], value
+            yield held[key].view(count, *value.shape)[index], value
 
 
 @torch.no_grad()
