@@ -183,18 +183,14 @@ def main() -> None:
                 start = time.perf_counter()
                 bench = Bench(trial, dataset, branches * count, count, learner)
                 built = time.perf_counter() - start
-                for each in bench.learners:
-                    each.cursor.zero_()
-                seconds = seconds_per_step(bench.steps[trial.batch_size], arguments.steps, 10)
+                seconds = bench.seconds_a_step(arguments.steps)
                 way = f"graph, {branches} x {count} stacked" + (", compiled" if learner is Compiled else "")
                 note(way, seconds / branches / count)
-                for each in bench.learners:
-                    each.model.eval()
                 validation = seconds_per_step(bench.measure, 3, 1) / branches / count
                 print(f"    built in {built:.1f} s; validation pass {validation * 1e3:.1f} ms a trial", flush=True)
             bench.learners[0].model.train()
             print_kernels(eager_step(bench.learners[0]))
-            del bench, each
+            del bench
             torch.cuda.empty_cache()
 
 
