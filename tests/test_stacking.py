@@ -60,7 +60,7 @@ def compare(models: list[nn.Module], stacked: nn.Module, x: torch.Tensor) -> Non
     [
         ("perceptron", {}),
         ("cnn3", {}),
-        ("shallow_leaky_relu", {"width": 4, "stride": 2, "hidden": 1, "skips": ((0, 2),)}),
+        ("shallow_leaky_relu", {"width": 3, "kernel": 5, "padding": 2, "stride": 2, "skips": ((0, 2),)}),
         ("resnet18", {}),
         ("resnet18", {"linear": "avgpool", "stem": "small"}),
     ],
