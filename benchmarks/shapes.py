@@ -9,6 +9,7 @@ epochs.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from skipfold import config, experiments, statistics
-from skipfold.data import Dataset, load, to_input
+from skipfold.data import Dataset, load
 from skipfold.provenance import device_name
 from skipfold.training import Learner, batch_sizes, initial_network, use_device
 from skipfold.trial import Trial
@@ -39,6 +40,7 @@ def accuracies(trials: list[Trial], dataset: Dataset) -> np.ndarray:
     learner = Learner(trials[0], dataset, count=len(trials))
     learner.load([initial_network(trial, crop=True) for trial in trials])
     orders = [trial.generator("order") for trial in trials]
+    on_training = replace(dataset, val_images=dataset.train_images, val_labels=dataset.train_labels)
     full, rest = batch_sizes(len(dataset.train_images), trials[0].batch_size)
     found = []
     for _ in range(trials[0].epochs):
@@ -48,23 +50,12 @@ def accuracies(trials: list[Trial], dataset: Dataset) -> np.ndarray:
         for size in [trials[0].batch_size] * full + [rest] * bool(rest):
             learner.step(size)
         learner.model.eval()
-        found.append(
-            [
-                correct(learner, dataset.val_images, dataset.val_labels),
-                correct(learner, dataset.train_images, dataset.train_labels),
-            ]
-        )
+        found.append([])
+        for measured in (dataset, on_training):
+            learner.dataset = measured
+            learner.measure()
+            found[-1].append([accuracy for _, accuracy in learner.means(len(measured.val_images))])
     return np.array(found).swapaxes(0, 1)
-
-
-@torch.no_grad()
-def correct(learner: Learner, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """Share of `images` that each network of `learner` gets right."""
-    total = torch.zeros(learner.count, device=labels.device)
-    for part, wanted in zip(images.split(1000), labels.split(1000), strict=True):
-        logits = learner.logits(to_input(part).expand(-1, learner.count, -1, -1)).view(len(part), learner.count, -1)
-        total += (logits.argmax(2) == wanted[:, None]).sum(0)
-    return (total / len(images)).tolist()
 
 
 def main() -> None:
