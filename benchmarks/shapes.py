@@ -19,7 +19,7 @@ import yaml
 from skipfold import config, experiments, statistics
 from skipfold.data import Dataset, load
 from skipfold.provenance import device_name
-from skipfold.training import Learner, batch_sizes, initial_network, use_device
+from skipfold.training import Learner, initial_network, use_device
 from skipfold.trial import Trial
 
 NEAR = 0.09
@@ -41,14 +41,10 @@ def accuracies(trials: list[Trial], dataset: Dataset) -> np.ndarray:
     learner.load([initial_network(trial, crop=True) for trial in trials])
     orders = [trial.generator("order") for trial in trials]
     on_training = replace(dataset, val_images=dataset.train_images, val_labels=dataset.train_labels)
-    full, rest = batch_sizes(len(dataset.train_images), trials[0].batch_size)
+    images = len(dataset.train_images)
     found = []
     for _ in range(trials[0].epochs):
-        learner.begin(
-            [trial.t for trial in trials], [torch.randperm(len(dataset.train_images), generator=g) for g in orders]
-        )
-        for size in [trials[0].batch_size] * full + [rest] * bool(rest):
-            learner.step(size)
+        learner.epoch([trial.t for trial in trials], [torch.randperm(images, generator=order) for order in orders])
         learner.model.eval()
         found.append([])
         for measured in (dataset, on_training):

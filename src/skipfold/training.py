@@ -111,6 +111,16 @@ class Learner:
         self.totals.zero_()
         self.model.train()
 
+    def epoch(self, strengths: Sequence[float], orders: Sequence[torch.Tensor]) -> None:
+        """`begin` an epoch and take all of its steps."""
+        self.begin(strengths, orders)
+        batch_size = len(self.offsets)
+        full, rest = batch_sizes(len(self.order), batch_size)
+        for _ in range(full):
+            self.step(batch_size)
+        if rest:
+            self.step(rest)
+
     def step(self, size: int) -> None:
         """One update of each network on its next `size` images."""
         index = self.order.index_select(0, self.cursor + self.offsets[:size]).flatten()
@@ -171,12 +181,7 @@ def train(trial: Trial, dataset: Dataset, crop: bool = False, on_epoch=None) -> 
         epochs = []
         for number, t in enumerate(trial.strengths, start=1):
             start = time.perf_counter()
-            learner.begin([t], [torch.randperm(images, generator=order)])
-            full, rest = batch_sizes(images, trial.batch_size)
-            for _ in range(full):
-                learner.step(trial.batch_size)
-            if rest:
-                learner.step(rest)
+            learner.epoch([t], [torch.randperm(images, generator=order)])
             ((train_loss, train_accuracy),) = learner.means(images)
             learner.model.eval()
             learner.measure()
