@@ -92,7 +92,7 @@ def test_stored_trials_are_read_not_trained(digits, tmp_path):
 def test_on_a_cpu_a_group_that_is_not_stacked_is_the_plain_loop_to_the_bit(network, digits, tmp_path):
     trials = mixed(network)
     for trial, record in zip(trials, run(trials, tmp_path, digits, "cpu", side_by_side=2, stacked=1), strict=True):
-        plain, _ = train(trial, digits, crop=True)
+        plain, _ = train(trial, digits, fast=True)
         assert [without_seconds(epoch) for epoch in record["epochs"]] == [without_seconds(epoch) for epoch in plain]
 
 
@@ -108,7 +108,7 @@ def test_every_step_is_that_of_the_plain_loop(network, stacked, device, digits, 
     trials = mixed(network)
     dataset = digits.to(device)
     bench = sweep.Bench(trials[0], dataset, 3, stacked)
-    alone = [Learner(trial, dataset, crop=False) for trial in trials]
+    alone = [Learner(trial, dataset, fast=False) for trial in trials]
     strengths = [trial.strengths[0] for trial in trials]
     orders = [torch.randperm(40, generator=trial.generator("order")) for trial in trials]
     for i, learner in enumerate(bench.learners):

@@ -30,7 +30,7 @@ def crop_dead_taps(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Mo
     unchanged; other input sizes are refused with SkipError.
     """
     model = copy.deepcopy(model)
-    sizes = _convolution_inputs(model, input_shape)
+    sizes = convolution_inputs(model, input_shape)
     for path, size in sizes.items():
         convolution = model.get_submodule(path)
         if (cropped := _cropped(convolution, size)) is not None:
@@ -38,7 +38,7 @@ def crop_dead_taps(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Mo
     return model
 
 
-def _convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+def convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
     """Height and width of what each convolution of `model` reads, where it reads one size only."""
     sizes: dict[str, set[tuple[int, int]]] = {}
 

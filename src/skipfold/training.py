@@ -13,6 +13,7 @@ from skipfold.cropping import crop_dead_taps
 from skipfold.data import Dataset, to_input
 from skipfold.errors import DeviceError
 from skipfold.networks import CLASSES, INPUT_SHAPE, build
+from skipfold.products import with_products
 from skipfold.stacking import put, set_strengths, stack, take
 from skipfold.trial import Trial
 
@@ -67,19 +68,22 @@ class Learner:
     """One network or several stacked ones, their optimizer and data orders on one device.
 
     `step` and `measure` read and write device tensors only, never the host, so a CUDA graph can hold them; `load`
-    puts other trials of the same kind into the same tensors.
+    puts other trials of the same kind into the same tensors. `fast` computes the same with less: no dead taps, and on
+    a CPU matrix products for convolutions on small maps.
     """
 
-    def __init__(self, trial: Trial, dataset: Dataset, crop: bool = True, count: int = 1):
+    def __init__(self, trial: Trial, dataset: Dataset, fast: bool = True, count: int = 1):
         self.dataset, self.count = dataset, count
         self.device = dataset.train_images.device
-        self.one = initial_network(trial, crop).to(self.device)
+        self.one = initial_network(trial, crop=fast).to(self.device)
         for module in self.one.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused with a fixed momentum, and a kernel a step
         self.model = self.one if count == 1 else stack(self.one, count)
         if self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
+        elif fast and count == 1:
+            self.model = with_products(self.one, INPUT_SHAPE)
         self.optimizer = self._optimizer(trial)
         self.order = torch.arange(len(dataset.train_images), device=self.device)[:, None].repeat(1, count)
         self.offsets = torch.arange(trial.batch_size, device=self.device)
@@ -160,8 +164,8 @@ class Learner:
     def network(self, index: int) -> nn.Module:
         """Network `index` by itself; where there are several, in the same tensors for every index."""
         if self.count > 1:
-            take(self.model, index, self.count, self.one.train(self.model.training))
-        return self.one
+            take(self.model, index, self.count, self.one)
+        return self.one.train(self.model.training)
 
 
 def batch_sizes(images: int, batch_size: int) -> tuple[int, int]:
@@ -169,13 +173,13 @@ def batch_sizes(images: int, batch_size: int) -> tuple[int, int]:
     return images // batch_size, images % batch_size
 
 
-def train(trial: Trial, dataset: Dataset, crop: bool = False, on_epoch=None) -> tuple[list[dict[str, Any]], nn.Module]:
+def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> tuple[list[dict[str, Any]], nn.Module]:
     """Train `trial` the plain way on the device of `dataset`; gives its epochs (see docs/design.md) and the network.
 
     The reference for every faster way.
     """
     with arithmetic(trial.precision):
-        learner = Learner(trial, dataset, crop)
+        learner = Learner(trial, dataset, fast)
         order = trial.generator("order")
         images = len(dataset.train_images)
         epochs = []
@@ -199,4 +203,4 @@ def train(trial: Trial, dataset: Dataset, crop: bool = False, on_epoch=None) -> 
             )
             if on_epoch:
                 on_epoch(trial, epochs[-1])
-    return epochs, learner.model
+    return epochs, learner.network(0)
