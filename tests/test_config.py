@@ -48,13 +48,23 @@ def test_bad_values_are_refused_in_one_line(pair):
 
 
 def test_unknown_tier_is_refused():
-    with pytest.raises(ConfigError, match="smoke, quick, paper or auto"):
+    with pytest.raises(ConfigError, match="smoke, quick, long, paper or auto"):
         config.load("huge")
 
 
 @pytest.mark.parametrize("tier", config.TIERS)
 def test_every_tier_is_valid_and_has_every_experiment(tier):
     assert set(config.load(tier)["experiments"]) == set(experiments.TRAINED)
+
+
+def test_a_tier_that_extends_another_differs_where_it_says_so():
+    quick, long = config.load("quick"), config.load("long")
+    assert config.files("long") == ["config/config.yaml", "config/quick.yaml", "config/long.yaml"]
+    assert quick["experiments"]["schedule_comparison"]["train_images"] == 1024
+    all_images = {"train_images": None, "val_images": None}
+    quick["experiments"]["schedule_comparison"] |= all_images
+    quick["experiments"]["linear_comparison"]["per_arm"]["resnet34_linear_maxpool"] |= all_images
+    assert long == quick | {"tier": "long"}
 
 
 @pytest.mark.parametrize(("cuda", "tier"), [(True, "paper"), (False, "smoke")])

@@ -17,8 +17,12 @@ from skipfold.keys import merge, put
 
 Config = dict[str, Any]
 
-TIERS = ("smoke", "quick", "paper")
+TIERS = ("smoke", "quick", "long", "paper")
 """From the cheapest to the published protocol."""
+
+COMMON = "config/config.yaml"
+EXTENDS = "extends"
+"""The key of a tier's file that names the tier whose file it is laid over."""
 
 NUMBERS = {
     "minimum": "at least {}",
@@ -61,10 +65,17 @@ def load(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """`load` without the checks, for which networks have to be imported."""
     overrides = dict(overrides or {})
-    common = _read(root() / "config" / "config.yaml")
-    tier, _ = resolve_tier(tier or overrides.pop("tier", None) or common["tier"])
-    merged = merge(common, _read(root() / "config" / f"{tier}.yaml"))
-    return merge(merged, overrides) | {"tier": tier}
+    tier, _ = resolve_tier(tier or overrides.pop("tier", None) or _read(COMMON)["tier"])
+    merged = functools.reduce(merge, [*map(_read, files(tier)), overrides])
+    merged.pop(EXTENDS, None)
+    return merged | {"tier": tier}
+
+
+def files(tier: str) -> list[str]:
+    """The files that say what `tier` is, from the repository's root; each is overlaid by the next, key by key."""
+    own = f"config/{tier}.yaml"
+    base = _read(own).get(EXTENDS)
+    return [COMMON, *([f"config/{base}.yaml"] if base else []), own]
 
 
 def resolve_tier(name: str) -> tuple[str, str]:
@@ -98,9 +109,9 @@ def folder(config: Mapping[str, Any], key: str = "results") -> Path:
     return root() / config[key]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load((root() / path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
@@ -110,7 +121,7 @@ def _validator(place: Path) -> jsonschema.Draft202012Validator:
     draft = jsonschema.Draft202012Validator
     # JSON Schema takes 2.0 for a whole number; range() does not.
     types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    schema = _read(place / "workflow" / "schemas" / "config.schema.yaml")
+    schema = yaml.safe_load((place / "workflow" / "schemas" / "config.schema.yaml").read_text())
     return jsonschema.validators.extend(draft, type_checker=types)(schema)
 
 

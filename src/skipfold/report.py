@@ -16,7 +16,7 @@ import jinja2
 import pandas as pd
 
 from skipfold import claims, figures, statistics
-from skipfold.config import root
+from skipfold.config import files, root
 from skipfold.errors import ConfigError
 from skipfold.experiments import ACCURACY_VS_T, TRAINED
 from skipfold.provenance import commit
@@ -31,6 +31,7 @@ SOURCES = ("config/claims.yaml", "src/skipfold/claims.py", "src/skipfold/statist
 TIERS = {
     "smoke": "A trial run of every part on scikit-learn's small digits; its numbers say nothing about the paper.",
     "quick": "What is cheap ran with the published protocol and is judged; the rest is smaller and shown only.",
+    "long": "As quick, and the schedules of t and the linearized ResNet34 saw all images, in fewer trials.",
     "paper": "The published protocol in full.",
 }
 
@@ -583,7 +584,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
     if "timing" in tables:
         found["timed_on"] = _join(tables["timing"]["device"])
     found["report_built_at_commit"] = commit()
-    for name in ("requirements/lock.txt", "config/config.yaml", f"config/{found['tier']}.yaml"):
+    for name in ("requirements/lock.txt", *files(found["tier"])):
         path = root() / name
         found[f"sha256 of {name}"] = sha256(path) if path.is_file() else "no such file"
     return found

@@ -45,7 +45,7 @@ def sources(*modules):
     return [f"src/skipfold/{module}.py" for module in modules]
 
 
-CONFIG_FILES = ["config/config.yaml", f"config/{TIER}.yaml"]
+CONFIG_FILES = or_exit(skipfold.config.files, TIER)
 TRAINING = CONFIG_FILES + sources(
     "collapse",
     "cropping",
@@ -54,6 +54,7 @@ TRAINING = CONFIG_FILES + sources(
     "experiments",
     "homotopy",
     "networks",
+    "products",
     "records",
     "recursion",
     "removal",
