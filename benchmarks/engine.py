@@ -8,8 +8,9 @@ the time that the step's arithmetic, or the bytes that it has to move, would tak
 in the same run, whichever is longer.
 
 A CUDA graph has so many branches side by side, each of so many networks stacked to one; of the last arrangement of
-each number of stacked networks, the kernels that take most of the device's time are listed. With --compile each
-number of stacked networks, in one branch, is also measured with its network through torch.compile.
+each number of stacked networks, the kernels that take most of the device's time are listed. With --products and with
+--compile each number of stacked networks, in one branch, is also measured with its convolutions on small maps as matrix
+products, in the precision of the other convolutions, and with its network through torch.compile.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from torchvision.transforms import ToTensor
 
 from skipfold import config, experiments
 from skipfold.data import FOLDER_VARIABLE, Dataset, load
-from skipfold.networks import CLASSES, build
+from skipfold.networks import CLASSES, INPUT_SHAPE, build
+from skipfold.products import ProductConv2d, with_products
 from skipfold.provenance import device_name
 from skipfold.sweep import Bench
 from skipfold.training import Learner, arithmetic, use_device
@@ -73,6 +75,17 @@ def loader_step(trial: Trial, folder: Path, device: torch.device):
         optimizer.step()
 
     return step
+
+
+class Products(Learner):
+    """Its convolutions on small maps are matrix products, on every device and stacked ones too."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.model = with_products(self.model, (self.count, *INPUT_SHAPE[1:]))
+        for module in self.model.modules():
+            if isinstance(module, ProductConv2d):
+                module.weight.data = module.weight.data.contiguous()
 
 
 class Compiled(Learner):
@@ -142,6 +155,7 @@ def main() -> None:
     parser.add_argument("--branches", type=int, nargs="*", default=[1, 2, 4, 16])
     parser.add_argument("--stacked", type=int, nargs="*", default=[1, 4, 8, 16, 32])
     parser.add_argument("--most", type=int, default=32, help="networks at once, at most")
+    parser.add_argument("--products", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--precision", default="tf32")
     arguments = parser.parse_args()
@@ -180,12 +194,16 @@ def main() -> None:
             return
         for count in arguments.stacked:
             arranged = [(number, Learner) for number in arguments.branches if number * count <= arguments.most]
-            for branches, learner in [*arranged, *([(1, Compiled)] if arguments.compile else [])]:
+            others = {Products: arguments.products, Compiled: arguments.compile}
+            arranged += [(1, other) for other, asked in others.items() if asked]
+            for branches, learner in arranged:
                 start = time.perf_counter()
+                torch.backends.cuda.matmul.allow_tf32 = learner is Products and arguments.precision == "tf32"
                 bench = Bench(trial, dataset, branches * count, count, learner)
                 built = time.perf_counter() - start
                 seconds = bench.seconds_a_step(arguments.steps)
-                way = f"graph, {branches} x {count} stacked" + (", compiled" if learner is Compiled else "")
+                way = f"graph, {branches} x {count} stacked"
+                way += f", {learner.__name__.lower()}" if learner is not Learner else ""
                 note(way, seconds / branches / count)
                 validation = seconds_per_step(bench.measure, 3, 1) / branches / count
                 print(f"    built in {built:.1f} s; validation pass {validation * 1e3:.1f} ms a trial", flush=True)

@@ -16,7 +16,7 @@ import torch
 LOG = Path("logs") / "gpu.log"
 PARTS = {
     "tests": "pytest -q -m cuda",
-    "engine": "python benchmarks/engine.py",
+    "engine": "python benchmarks/engine.py --products",
     "engine-cnn3": "python benchmarks/engine.py --network cnn3 --stacked 1 16 64 --most 64",
     "quote": "snakemake quote --config tier=paper",
     "paper": "snakemake reproduce --config tier=paper",

@@ -20,6 +20,7 @@ from skipfold.evaluation import measure_trained
 from skipfold.folding import fold_affine
 from skipfold.homotopy import Skip, set_skip_strength, to_homotopy
 from skipfold.networks import INPUT_SHAPE, NETWORKS, build
+from skipfold.products import TwoByTwoConv2d, with_products
 from skipfold.removal import remove_skips
 from skipfold.timing import build_in, contenders
 from skipfold.training import Learner, initial_network
@@ -154,6 +155,16 @@ def test_a_trial_stays_on_its_device(network, optimizer, count):
     network = learner.network(count - 1)
     set_skip_strength(network, 0)
     measure_trained(trial, network, learner.dataset)
+
+
+def test_products_of_stacked_networks_stay_on_their_device():
+    trial = Trial("devices", "any", 1, "resnet18", t=0.5)
+    learner = Learner(trial, dataset(), count=2)
+    learner.model = with_products(learner.model, (2, *INPUT_SHAPE[1:]))
+    assert any(isinstance(module, TwoByTwoConv2d) for module in learner.model.modules())
+    learner.begin([0.5, 0.5], [torch.randperm(100)] * 2)
+    learner.step(64)
+    assert all_on_cuda(learner.model) and learner.totals.is_cuda
 
 
 def test_timed_networks_stay_on_their_device():

@@ -45,17 +45,18 @@ def test_any_convolution_is_the_same(size, kernel, stride, padding, groups, bias
     product = with_products(nn.Sequential(one), (2, *size))[0]
     x = torch.randn(3, 2, *size, dtype=torch.float64)
     compare(one, product, x)
-    covering = groups == 1 and padding == 0 and one(x).shape[2:] == (1, 1)
+    covering = padding == 0 and one(x).shape[2:] == (1, 1)
     assert (type(product) is CoveringConv2d) is covering
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_two_by_two_pixels_are_nine_products(bias, layout):
-    one = nn.Conv2d(5, 3, 3, padding=1, bias=bias).double().to(memory_format=layout)
-    product = with_products(nn.Sequential(one), (5, 2, 2))[0]
+def test_two_by_two_pixels_are_nine_products(bias, groups, layout):
+    one = nn.Conv2d(6, 9, 3, padding=1, groups=groups, bias=bias).double().to(memory_format=layout)
+    product = with_products(nn.Sequential(one), (6, 2, 2))[0]
     assert type(product) is TwoByTwoConv2d and product.weight is one.weight
-    compare(one, product, torch.randn(4, 5, 2, 2, dtype=torch.float64).to(memory_format=layout))
+    compare(one, product, torch.randn(4, 6, 2, 2, dtype=torch.float64).to(memory_format=layout))
 
 
 @pytest.mark.parametrize("training", [True, False])
