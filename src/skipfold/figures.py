@@ -305,6 +305,7 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
             axes.annotate(
                 str(assumption), (0, y), xycoords=("figure fraction", "data"), xytext=(4, 0),
                 textcoords="offset points", va="center", fontsize=8.5, fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
             y += 1
             for row in group.sort_values("rmse").itertuples():

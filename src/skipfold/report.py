@@ -84,7 +84,7 @@ ASSUMPTIONS = (
     ("t of the linear and the static arms", "{t}", ASSUMED, "Not published."),
     ("Shape of the schedules", "{schedule}", ASSUMED, "Published are the start (0.9, 0.5) and the end (0)."),
     ("Width, kernel, padding and skips of the shallow networks", "{shallow}", INFERRED,
-     "Not published. The 3-layer network is fitted to its curve; nothing tried fits those of the two shallow ones."),
+     "Not published. Fitted to the published curves; of the shallow networks none was found that fits at noise level."),
     ("First and last epoch of the figures over t", "epochs 1 and 2", INFERRED, "The paper trains 2 epochs there."),
 )  # fmt: skip
 
