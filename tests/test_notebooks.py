@@ -2,10 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from skipfold import config, study
 from skipfold.errors import ConfigError, StoreError
+from skipfold.statistics import STAMP
 
 NOTEBOOKS = sorted((config.root() / "notebooks").glob("*.ipynb"))
 
@@ -78,3 +80,9 @@ def test_values_of_t_may_come_as_papermill_gives_them(given):
 def test_names_of_the_kernel_and_results_of_cells_are_no_parameters():
     namespace = {"tier": "smoke", "_i1": "x", "In": [], "Out": {}, "found": object(), "study": study}
     assert study.parameters("timing", namespace) == {"tier": "smoke"}
+
+
+def test_a_table_is_shown_without_its_stamp():
+    table = pd.DataFrame({"network": ["cnn3"], "median_us": [1.23456], **dict.fromkeys(STAMP, "x")})
+    shown = study.show(table)
+    assert list(shown) == ["network", "median_us"] and shown["median_us"].item() == 1.235

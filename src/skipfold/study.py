@@ -123,12 +123,14 @@ def _overrides(given: Any) -> dict[str, Any]:
     return dict(given or {})
 
 
-def show(figure: Figure) -> Any:
-    """`figure` as a notebook's cell shows it."""
+def show(found: Figure | pd.DataFrame) -> Any:
+    """A figure, or a table rounded and without the stamp that the figure has, as a notebook's cell shows it."""
     from IPython.display import Image
 
+    if isinstance(found, pd.DataFrame):
+        return found.drop(columns=list(statistics.STAMP)).round(3)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    found.savefig(buffer, format="png", dpi=110)
     return Image(buffer.getvalue())
 
 
