@@ -21,3 +21,15 @@ def unsettled(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def images(count=2, side=28):
     return torch.rand(count, 1, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+class ReadsTwoSizes(nn.Module):
+    """One convolution, of the input and then of the `side` x `side` corner of its own output."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.side = side
+
+    def forward(self, x):
+        return self.conv(self.conv(x)[:, :, : self.side, : self.side])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import images, unsettled
+from samples import ReadsTwoSizes, images, unsettled
 from test_recursion import property_test
 from torch import nn
 
@@ -82,15 +82,7 @@ def test_any_cropped_convolution_is_the_same(size, kernel, stride, padding, bias
 
 
 def test_a_convolution_that_reads_two_sizes_is_left_alone():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(1, 1, 3, padding=1)
-
-        def forward(self, x):
-            return self.conv(self.conv(x)[:, :, :1, :1])
-
-    assert type(crop_dead_taps(Twice(), (1, 4, 4)).conv) is nn.Conv2d
+    assert type(crop_dead_taps(ReadsTwoSizes(1), (1, 4, 4)).conv) is nn.Conv2d
 
 
 def test_an_input_that_does_not_fit_is_refused():

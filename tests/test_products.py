@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import images, unsettled
+from samples import ReadsTwoSizes, images, unsettled
 from test_recursion import property_test
 from torch import nn
 
@@ -75,12 +75,4 @@ def test_resnet34_at_28_is_the_same_network(training):
 
 
 def test_a_convolution_that_reads_two_sizes_is_left_alone():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(1, 1, 3, padding=1)
-
-        def forward(self, x):
-            return self.conv(self.conv(x)[:, :, :2, :2])
-
-    assert type(with_products(Twice(), (1, 4, 4)).conv) is nn.Conv2d
+    assert type(with_products(ReadsTwoSizes(2), (1, 4, 4)).conv) is nn.Conv2d
