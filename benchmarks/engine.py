@@ -105,8 +105,8 @@ def floor(trial: Trial, dataset: Dataset) -> float:
     """Least seconds of a step, from what it has to compute and to move; prints both with the device's rates.
 
     Moved are each parameter, its gradient and its momentum, read and written by SGD, and each activation that the
-    backward pass needs, written once and read once; as the engine trains, without dead taps and on
-    a CPU with matrix products.
+    backward pass needs, written once and read once; as the engine trains, without dead taps and on a CPU with matrix
+    products.
     """
     learner = Learner(trial, dataset)
     learner.model.train()

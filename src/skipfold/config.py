@@ -74,7 +74,7 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 def files(tier: str) -> list[str]:
     """The files that say what `tier` is, from the repository's root; each is overlaid by the next, key by key."""
     own = f"config/{tier}.yaml"
-    base = _read(own).get(EXTENDS)
+    base = _read(own).get(EXTENDS) if (root() / own).is_file() else None
     return [COMMON, *([f"config/{base}.yaml"] if base else []), own]
 
 
