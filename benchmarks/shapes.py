@@ -1,11 +1,15 @@
-"""How near networks of given shapes come to a published curve over t, on validation and on training images.
+"""How near networks of given shapes come to a published curve over t.
 
     python benchmarks/shapes.py shallow_linear "{width: 3, kernel: 5, padding: 2, stride: 2, skips: [[0, 2]]}"
+    python benchmarks/shapes.py resnet34 "{stem: unpadded_pool3, init: framework}" --near 0 \\
+        --optimizer "{name: sgd, lr: 0.001, momentum: 0.9}"
 
-Every shape is trained by the paper tier's protocol at the named t, one network stacked for all of them, and measured
-in eval mode after each epoch, on the 10,000 validation and on the 60,000 training images. Single published points
-scatter, so a published value is the mean over the published t nearer than 0.09. The rms distance is over all t and both
-epochs.
+Every shape is trained by the paper tier's protocol at the named t and compared with the published points: validation
+accuracy after each epoch and, of the ResNets, training accuracy during the last. Single published points scatter, so a
+published value is the mean over the published t not further than `--near`. The rms distance is over t and epochs.
+
+Small networks are trained as one for all t, and measured in eval mode on the 60,000 training images too: the published
+values may be of those (docs/fit.md), and are compared with both.
 """
 
 import argparse
@@ -19,24 +23,27 @@ import yaml
 from skipfold import config, experiments, statistics
 from skipfold.data import Dataset, load
 from skipfold.provenance import device_name
-from skipfold.training import Learner, initial_network, use_device
-from skipfold.trial import Trial
-
-NEAR = 0.09
+from skipfold.training import Learner, initial_network, train, use_device
+from skipfold.trial import Optimizer, Trial
 
 
-def published(name: str, t: list[float]) -> np.ndarray:
-    """Accuracies [epoch, t] of the first and the last epoch."""
+def published(name: str, t: list[float], near: float) -> np.ndarray:
+    """Accuracies [split, epoch, t] of the first and the last epoch; NaN where nothing is published.
+
+    Where no training accuracy is published, the validation accuracies are there twice.
+    """
     points = statistics.published(f"accuracy_vs_t_{name}", config.root() / "results" / "published")
-    points = points[points["split"] == "val"]
-    near = [points[(points["t"] - value).abs() < NEAR] for value in t]
-    return np.array(
-        [[part.loc[part["epoch"] == e, "mean"].mean() for part in near] for e in sorted({*points["epoch"]})]
-    )
+    around = [points[(points["t"] - value).abs() <= near + 1e-9] for value in t]
+
+    def mean(split: str, epoch: int) -> list[float]:
+        return [part.loc[(part["split"] == split) & (part["epoch"] == epoch), "mean"].mean() for part in around]
+
+    splits = ["val", "train" if "train" in {*points["split"]} else "val"]
+    return np.array([[mean(split, epoch) for epoch in sorted({*points["epoch"]})] for split in splits])
 
 
-def accuracies(trials: list[Trial], dataset: Dataset) -> np.ndarray:
-    """Validation and training accuracy [split, epoch, t] of `trials`, trained as one network."""
+def together(trials: list[Trial], dataset: Dataset) -> np.ndarray:
+    """Validation and training accuracy [split, epoch, t], both in eval mode, of `trials`, trained as one network."""
     learner = Learner(trials[0], dataset, count=len(trials))
     learner.load([initial_network(trial, crop=True) for trial in trials])
     orders = [trial.generator("order") for trial in trials]
@@ -54,14 +61,24 @@ def accuracies(trials: list[Trial], dataset: Dataset) -> np.ndarray:
     return np.array(found).swapaxes(0, 1)
 
 
+def one_by_one(trials: list[Trial], dataset: Dataset) -> np.ndarray:
+    """Validation accuracy after and training accuracy during each epoch, [split, epoch, t]."""
+    epochs = [train(trial, dataset, fast=True)[0] for trial in trials]
+    return np.array([[[e[f"{split}_accuracy"] for e in one] for one in epochs] for split in ("val", "train")]).swapaxes(
+        1, 2
+    )
+
+
 def main() -> None:
     """Train, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", choices=["shallow_linear", "shallow_leaky_relu", "cnn3"])
+    parser.add_argument("network", choices=["shallow_linear", "shallow_leaky_relu", "cnn3", "resnet18", "resnet34"])
     parser.add_argument(
         "shapes", nargs="+", type=yaml.safe_load, help="options of the network, as in config/paper.yaml"
     )
     parser.add_argument("--t", type=float, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    parser.add_argument("--near", type=float, default=0.08)
+    parser.add_argument("--optimizer", type=yaml.safe_load, help="default: the paper tier's")
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files; default: as in make reproduce")
     parser.add_argument("--device", default="auto")
@@ -69,25 +86,32 @@ def main() -> None:
     device = use_device(arguments.device)
     torch.set_num_threads(1)
     paper = experiments.as_trained(config.load("paper"), arguments.network)
-    wanted = published(arguments.network, arguments.t)
+    if arguments.optimizer:
+        paper["optimizer"] = Optimizer(**arguments.optimizer)
+    wanted = published(arguments.network, arguments.t, arguments.near)
+    epochs = wanted.shape[1]
+    measure = one_by_one if arguments.network.startswith("resnet") else together
     dataset = load("mnist", arguments.data).to(device)
     print(f"{arguments.network}, {arguments.trials} trials, {device_name(device)}, torch {torch.__version__}")
+    print(paper["optimizer"])
     for shape in arguments.shapes:
-        described = paper | {"options": shape, "epochs": len(wanted)}
+        described = paper | {"options": shape, "epochs": epochs}
         found = np.array(
             [
-                accuracies([Trial("shapes", f"t={t}", i, **described | {"t": t}) for t in arguments.t], dataset)
+                measure([Trial("shapes", f"t={t}", i, **described | {"t": t}) for t in arguments.t], dataset)
                 for i in range(arguments.trials)
             ]
         )
-        mean, spread = found.mean(0), found.std(0, ddof=1)
-        distance = ((mean - wanted) ** 2).mean((1, 2)) ** 0.5
+        mean = found.mean(0)
+        spread = found.std(0, ddof=1) if len(found) > 1 else np.full_like(mean, np.nan)
+        distance = np.nanmean((mean - wanted) ** 2, (1, 2)) ** 0.5
         print(f"\n{shape}: rms distance {distance[0]:.4f} (validation), {distance[1]:.4f} (training)")
-        print("    t  epoch  published  validation (sd of a trial)  training (sd of a trial)")
+        print("    t  epoch  split  published  ours (sd of a trial)")
         for place, t in enumerate(arguments.t):
-            for epoch in range(len(wanted)):
-                values = "  ".join(f"{mean[s, epoch, place]:.4f} ({spread[s, epoch, place]:.4f})" for s in (0, 1))
-                print(f"{t:5g}  {epoch + 1:5d}  {wanted[epoch, place]:9.4f}  {values}", flush=True)
+            for epoch in range(epochs):
+                for split, name in enumerate(("val", "train")):
+                    at = (split, epoch, place)
+                    print(f"{t:5g}  {epoch + 1:5d}  {name:5}  {wanted[at]:9.4f}  {mean[at]:.4f} ({spread[at]:.4f})")
 
 
 if __name__ == "__main__":

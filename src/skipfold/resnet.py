@@ -13,13 +13,15 @@ BLOCKS = ("homotopy", "add")
 """relu((1 - t) F(x) + t skip(x)), or torchvision's relu(F(x) + skip(x)), the baseline of the timings."""
 
 STEMS = {
-    "imagenet": (7, 2, True),
-    "imagenet_no_maxpool": (7, 2, False),
-    "stride1": (7, 1, True),
-    "small": (3, 1, True),
-    "small_no_maxpool": (3, 1, False),
+    "imagenet": (7, 2, 3, (3, 2, 1)),
+    "imagenet_no_maxpool": (7, 2, 3, None),
+    "unpadded": (7, 2, 0, (3, 2, 0)),
+    "unpadded_pool3": (7, 2, 0, (3, 3, 0)),
+    "stride1": (7, 1, 3, (3, 2, 1)),
+    "small": (3, 1, 1, (3, 2, 1)),
+    "small_no_maxpool": (3, 1, 1, None),
 }
-"""First convolution's kernel and stride, and whether a max-pool follows; the paper does not say."""
+"""First convolution's kernel, stride and padding, and those of a max-pool after it; the paper does not say."""
 
 NORMS = {"batch": nn.BatchNorm2d, "none": nn.Identity}
 """What follows each convolution; the paper does not say."""
@@ -49,14 +51,13 @@ def resnet(
             names = ", ".join("null" if choice is None else choice for choice in allowed)
             raise ConfigError(f"{key}: {value!r} given; allowed are {names}")
     model = ResNet(BasicBlock, DEPTHS[name], num_classes=10, norm_layer=NORMS[norm])
-    kernel, stride, maxpool = STEMS[stem]
-    model.conv1 = nn.Conv2d(1, 64, kernel, stride, kernel // 2, bias=False)
-    if not maxpool:
-        model.maxpool = nn.Identity()
+    *first, pool = STEMS[stem]
+    model.conv1 = nn.Conv2d(1, 64, *first, bias=False)
+    model.maxpool = nn.MaxPool2d(*pool) if pool else nn.Identity()
     if linear:
         _replace(model, nn.ReLU, nn.Identity())
-    if linear == "avgpool" and maxpool:
-        model.maxpool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
+    if linear == "avgpool" and pool:
+        model.maxpool = nn.AvgPool2d(*pool)
     return insert_skips(model, t) if block == "homotopy" else model
 
 
