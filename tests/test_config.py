@@ -31,6 +31,7 @@ BAD = {
     "experiments.schedule_comparison.network=cnn3": "resnet34",
     "networks.cnn3.kernel=99": "kernel of 99",
     "networks.cnn3.with=9": "did you mean width?",
+    "networks.resnet.stem=large": "stem: 'large' given",
     "networks=3": "a mapping",
     "sensitivity.assumptions=[{key: a.b, figure: linear_comparison, alternatives: [1]}]": "a.b",
     "sensitivity.assumptions=[{key: trials, figure: nothing, alternatives: [1]}]": "nothing",

@@ -63,6 +63,7 @@ def compare(models: list[nn.Module], stacked: nn.Module, x: torch.Tensor) -> Non
         ("shallow_leaky_relu", {"width": 3, "kernel": 5, "padding": 2, "stride": 2, "skips": ((0, 2),)}),
         ("resnet18", {}),
         ("resnet18", {"linear": "avgpool", "stem": "small"}),
+        ("resnet18", {"stem": "unpadded_pool3"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )

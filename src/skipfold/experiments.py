@@ -116,10 +116,11 @@ def _arm(config: Mapping[str, Any], wanted: Mapping[str, Any], experiment: str, 
 
 def as_trained(config: Mapping[str, Any], network: str) -> dict[str, Any]:
     """A trial's network with its options and its family's optimizer, as the tier has them."""
-    family = "resnet" if network.startswith("resnet") else "linear"
+    resnet = network.startswith("resnet")
+    family = "resnet" if resnet else "linear"
     return {
         "network": network,
-        "options": dict(config["networks"].get(network, {})),
+        "options": dict(config["networks"].get(family if resnet else network, {})),
         "optimizer": Optimizer(**config["optimizer"][family]),
     }
 

@@ -76,9 +76,11 @@ ASSUMPTIONS = (
     ("Optimizer of the ResNets", "{resnet}", INFERRED,
      "The best of four by the fit to the published curve of ResNet34 (docs/fit.md: rms 0.09 below t = 1, 0.01 above "
      "t = 0.4); none fits at noise level."),
-    ("ResNets for 28 × 28", "usual ResNet18 and 34, first convolution for one channel, no resizing", INFERRED,
-     "At t = 1 only the strided 1 × 1 projections are left. Of 28 × 28 pixels they see one blank corner, so it "
-     "guesses there (0.1), where 0.40 is published; three other first layers did not fit better (docs/fit.md)."),
+    ("ResNets for 28 × 28", "ResNet18 and 34, first convolution for one channel, no resizing; {resnet_options}",
+     INFERRED,
+     "At t = 1 only the strided 1 × 1 projections are left. The usual network's see one blank corner of the image, "
+     "so it guesses there (0.1), where 0.40 is published. Without padding in the first layers it is nearer there, and "
+     "no first layers were found that fit everywhere (docs/fit.md)."),
     ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
      "Affine networks stay far below the published 0.98682; with its max-pool the network gets there."),
     ("t of the linear and the static arms", "{t}", ASSUMED, "Not published."),
@@ -525,6 +527,7 @@ def _assumptions(tables: dict[str, pd.DataFrame]) -> list[dict[str, str]]:
     used = {
         "linear": _distinct(rows[~resnet], "optimizer"),
         "resnet": _distinct(rows[resnet], "optimizer"),
+        "resnet_options": _distinct(rows[resnet], "options") or "usual first layers",
         "batch_size": _distinct(rows, "batch_size"),
         "t": _distinct(fixed[(fixed["network"] != "perceptron") & (fixed.get("schedule") == "static")], "t_start"),
         "schedule": _distinct(rows[rows.get("schedule") != "static"], "schedule") if trials else "–",
