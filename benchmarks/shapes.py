@@ -64,9 +64,8 @@ def together(trials: list[Trial], dataset: Dataset) -> np.ndarray:
 def one_by_one(trials: list[Trial], dataset: Dataset) -> np.ndarray:
     """Validation accuracy after and training accuracy during each epoch, [split, epoch, t]."""
     epochs = [train(trial, dataset, fast=True)[0] for trial in trials]
-    return np.array([[[e[f"{split}_accuracy"] for e in one] for one in epochs] for split in ("val", "train")]).swapaxes(
-        1, 2
-    )
+    keys = ("val_accuracy", "train_accuracy")
+    return np.array([[[one[key] for one in epoch] for epoch in zip(*epochs, strict=True)] for key in keys])
 
 
 def main() -> None:
@@ -111,7 +110,10 @@ def main() -> None:
             for epoch in range(epochs):
                 for split, name in enumerate(("val", "train")):
                     at = (split, epoch, place)
-                    print(f"{t:5g}  {epoch + 1:5d}  {name:5}  {wanted[at]:9.4f}  {mean[at]:.4f} ({spread[at]:.4f})")
+                    print(
+                        f"{t:5g}  {epoch + 1:5d}  {name:5}  {wanted[at]:9.4f}  {mean[at]:.4f} ({spread[at]:.4f})",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

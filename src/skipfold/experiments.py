@@ -117,11 +117,10 @@ def _arm(config: Mapping[str, Any], wanted: Mapping[str, Any], experiment: str, 
 def as_trained(config: Mapping[str, Any], network: str) -> dict[str, Any]:
     """A trial's network with its options and its family's optimizer, as the tier has them."""
     resnet = network.startswith("resnet")
-    family = "resnet" if resnet else "linear"
     return {
         "network": network,
-        "options": dict(config["networks"].get(family if resnet else network, {})),
-        "optimizer": Optimizer(**config["optimizer"][family]),
+        "options": dict(config["networks"].get("resnet" if resnet else network, {})),
+        "optimizer": Optimizer(**config["optimizer"]["resnet" if resnet else "linear"]),
     }
 
 

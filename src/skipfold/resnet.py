@@ -53,11 +53,10 @@ def resnet(
     model = ResNet(BasicBlock, DEPTHS[name], num_classes=10, norm_layer=NORMS[norm])
     *first, pool = STEMS[stem]
     model.conv1 = nn.Conv2d(1, 64, *first, bias=False)
-    model.maxpool = nn.MaxPool2d(*pool) if pool else nn.Identity()
+    pooling = nn.AvgPool2d if linear == "avgpool" else nn.MaxPool2d
+    model.maxpool = pooling(*pool) if pool else nn.Identity()
     if linear:
         _replace(model, nn.ReLU, nn.Identity())
-    if linear == "avgpool" and pool:
-        model.maxpool = nn.AvgPool2d(*pool)
     return insert_skips(model, t) if block == "homotopy" else model
 
 
