@@ -8,11 +8,13 @@ Every shape is trained by the paper tier's protocol at the named t and compared 
 accuracy after each epoch and, of the ResNets, training accuracy during the last. Single published points scatter, so a
 published value is the mean over the published t not further than `--near`. The rms distance is over t and epochs.
 
-Small networks are trained as one for all t, and measured in eval mode on the 60,000 training images too: the published
-values may be of those (docs/fit.md), and are compared with both.
+ResNets are trained through the sweep, side by side on a GPU. Small networks are trained as one for all t, and measured
+in eval mode on the 60,000 training images too: the published values may be of those (docs/fit.md), and are compared
+with both.
 """
 
 import argparse
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +22,11 @@ import numpy as np
 import torch
 import yaml
 
-from skipfold import config, experiments, statistics
+from skipfold import config, experiments, statistics, sweep
 from skipfold.data import Dataset, load
 from skipfold.provenance import device_name
-from skipfold.training import Learner, initial_network, train, use_device
+from skipfold.store import Store
+from skipfold.training import Learner, initial_network, use_device
 from skipfold.trial import Optimizer, Trial
 
 
@@ -61,11 +64,13 @@ def together(trials: list[Trial], dataset: Dataset) -> np.ndarray:
     return np.array(found).swapaxes(0, 1)
 
 
-def one_by_one(trials: list[Trial], dataset: Dataset) -> np.ndarray:
-    """Validation accuracy after and training accuracy during each epoch, [split, epoch, t]."""
-    epochs = [train(trial, dataset, fast=True)[0] for trial in trials]
+def by_sweep(groups: list[list[Trial]], dataset: Dataset, device: torch.device) -> np.ndarray:
+    """Validation accuracy after and training accuracy during each epoch, [group, split, epoch, trial]."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = sweep.run([trial for group in groups for trial in group], Store(folder), lambda _: dataset, device)
     keys = ("val_accuracy", "train_accuracy")
-    return np.array([[[one[key] for one in epoch] for epoch in zip(*epochs, strict=True)] for key in keys])
+    found = np.array([[[epoch[key] for key in keys] for epoch in record["epochs"]] for record in records])
+    return found.reshape(len(groups), -1, *found.shape[1:]).transpose(0, 3, 2, 1)
 
 
 def main() -> None:
@@ -89,18 +94,18 @@ def main() -> None:
         paper["optimizer"] = Optimizer(**arguments.optimizer)
     wanted = published(arguments.network, arguments.t, arguments.near)
     epochs = wanted.shape[1]
-    measure = one_by_one if arguments.network.startswith("resnet") else together
     dataset = load("mnist", arguments.data).to(device)
     print(f"{arguments.network}, {arguments.trials} trials, {device_name(device)}, torch {torch.__version__}")
     print(paper["optimizer"])
     for shape in arguments.shapes:
         described = paper | {"options": shape, "epochs": epochs}
-        found = np.array(
-            [
-                measure([Trial("shapes", f"t={t}", i, **described | {"t": t}) for t in arguments.t], dataset)
-                for i in range(arguments.trials)
-            ]
-        )
+        groups = [
+            [Trial("shapes", f"t={t}", i, **described | {"t": t}) for t in arguments.t] for i in range(arguments.trials)
+        ]
+        if arguments.network.startswith("resnet"):
+            found = by_sweep(groups, dataset, device)
+        else:
+            found = np.array([together(group, dataset) for group in groups])
         mean = found.mean(0)
         spread = found.std(0, ddof=1) if len(found) > 1 else np.full_like(mean, np.nan)
         distance = np.nanmean((mean - wanted) ** 2, (1, 2)) ** 0.5
