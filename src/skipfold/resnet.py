@@ -14,6 +14,7 @@ BLOCKS = ("homotopy", "add")
 
 STEMS = {
     "imagenet": (7, 2, 3, (3, 2, 1)),
+    "imagenet_pool3": (7, 2, 3, (3, 3, 0)),
     "imagenet_no_maxpool": (7, 2, 3, None),
     "unpadded": (7, 2, 0, (3, 2, 0)),
     "unpadded_pool3": (7, 2, 0, (3, 3, 0)),
