@@ -148,6 +148,8 @@ def test_a_trial_stays_on_its_device(network, optimizer, count):
     learner.begin([0.5], [torch.randperm(100)])
     for size in (64, 36):
         learner.step(size)
+    learner.begin_batches()
+    learner.measure_batch(size)
     learner.model.eval()
     learner.measure()
     learner.load([initial_network(trial, crop=True)] * count)

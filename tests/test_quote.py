@@ -1,5 +1,6 @@
 """quote: what is still to run, counted once, and nothing left behind."""
 
+import pytest
 import torch
 
 from skipfold import config, experiments, quote
@@ -40,6 +41,12 @@ def test_a_batch_larger_than_the_digits_is_quoted_too():
     assert cost.image > 0 and cost.trial > 0 and cost.setup >= 0
 
 
+@pytest.mark.parametrize(("network", "passes"), [("perceptron", 1), ("resnet18", 2)])
+def test_with_batchnorm_validation_images_count_twice(network, passes):
+    (cost,) = quote.measure([quote.Bench(Trial("test", "any", 0, network), 1, 1)], torch.device("cpu")).values()
+    assert cost.passes == passes
+
+
 def test_trials_that_train_side_by_side_are_measured_so(tmp_path):
     """As the sweep does it: 17 of at most 16 are two groups of 9, of at most 8 three of 6."""
     loaded = settings(tmp_path)
@@ -51,19 +58,20 @@ def test_trials_that_train_side_by_side_are_measured_so(tmp_path):
     assert on_cuda.key != on_cpu.key
 
 
-def test_what_a_bench_costs_is_added_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_what_a_bench_costs_is_added_up(passes, tmp_path, monkeypatch):
     """By hand: a bench of 13 trials, then the notebook."""
     loaded = settings(tmp_path)
     del loaded["experiments"]["accuracy_vs_t_shallow_linear"]
     loaded["sensitivity"]["assumptions"] = []
     monkeypatch.setattr(
-        quote, "measure", lambda benches, device: {bench.key: quote.Cost(100, 10, 1, 7, 3) for bench in benches}
+        quote, "measure", lambda benches, device: {bench.key: quote.Cost(100, 10, 1, passes, 7, 3) for bench in benches}
     )
     rows = quote.estimate(loaded, torch.device("cpu"), Store(tmp_path / "trials"))
     row = next(row for row in rows if row.experiment == "accuracy_vs_t_cnn3")
     (trial, *_) = trials = experiments.trials(loaded, "accuracy_vs_t_cnn3")
-    images = (trial.train_images or 1497) + (trial.val_images or 300) / 3
-    assert row.seconds == quote.NOTEBOOK_SECONDS + 100 + len(trials) * (10 + trial.epochs * images)
+    images = (trial.train_images or 1497) + passes * (trial.val_images or 300) / 3
+    assert row.seconds == pytest.approx(quote.NOTEBOOK_SECONDS + 100 + len(trials) * (10 + trial.epochs * images))
     assert row.disk == quote.NOTEBOOK_BYTES + len(trials) * (7 + 3 * trial.epochs)
 
 

@@ -86,6 +86,15 @@ def test_means_by_hand():
     assert row["device"] == "device 0; device 1" and row["date"] == "2026-01-03"
 
 
+def test_validation_by_batch_is_a_split_of_the_networks_that_have_it():
+    with_batchnorm = record(arm="resnet18")
+    for epoch in with_batchnorm["epochs"]:
+        epoch |= {"val_batch_loss": 0.4, "val_batch_accuracy": 0.75}
+    table = statistics.aggregate(statistics.tidy([with_batchnorm, record()]))
+    found = table[table["split"] == "val_batch"]
+    assert list(found["arm"]) == ["resnet18"] * 2 and (found["mean"] == 0.75).all()
+
+
 def test_interval_is_that_of_scipy():
     values = np.array([0.90, 0.92, 0.97, 0.91, 0.95])
     expected = stats.bootstrap(

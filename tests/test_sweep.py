@@ -1,10 +1,12 @@
 """The sweep engine against the plain loop: same epochs, whatever runs side by side."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from scipy import stats
+from torch.nn import functional as F
 
 from skipfold import evaluation, sweep, training
 from skipfold.data import load, to_input
@@ -135,6 +137,28 @@ def test_accuracies_over_seeds_are_of_one_distribution(tmp_path):
     alone = [train(trial, digits)[0][-1]["val_accuracy"] for trial in trials[12:]]
     assert len({*together, *alone}) > 5
     assert stats.mannwhitneyu(together, alone).pvalue > 0.05
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_validation_by_batch_is_a_pass_in_training_mode_that_leaves_no_trace(device, digits):
+    dataset = digits.to(device)
+    learner = Learner(mixed("resnet18")[0], dataset)
+    learner.epoch([0.2], [torch.randperm(40)])
+    before = copy.deepcopy(learner.network(0))
+    learner.begin_batches()
+    assert learner.val_batches() == [10, 10]
+    for size in learner.val_batches():
+        learner.measure_batch(size)
+    ((loss, accuracy),) = learner.means(20)
+    kept = before.state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in learner.network(0).state_dict().items())
+    with torch.no_grad():
+        logits = torch.cat([before.train()(to_input(images)) for images in dataset.val_images.split(10)])
+    assert loss == pytest.approx(float(F.cross_entropy(logits, dataset.val_labels)), rel=1e-4)
+    assert accuracy == pytest.approx(float((logits.argmax(1) == dataset.val_labels).float().mean()), abs=0.051)
+    learner.model.eval()
+    learner.measure()
+    assert learner.means(20)[0][0] != pytest.approx(loss, rel=1e-3)
 
 
 class Small:

@@ -34,6 +34,7 @@ class Look(NamedTuple):
 
 LOOKS = {
     ("val", "last"): Look("validation, last epoch", "#0b3c6f", "o", "-"),
+    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", "#7fa6cf", "", "-"),
     ("val", "first"): Look("validation, first epoch", "#c2571a", "s", (0, (4, 1.5))),
     ("train", "last"): Look("training, last epoch", "#4f9e8f", "^", (0, (1, 1.2))),
     "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (as published)", "#0b3c6f", "o", "-"),
@@ -74,6 +75,8 @@ def accuracy_vs_t(
     aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
 ) -> Figure:
     """Accuracy against t: validation after the first and last epoch, training in the last.
+
+    Where there is BatchNorm, the last validation also with the statistics of each batch instead of the running ones.
 
     `aggregate` is one experiment's table (see `statistics.aggregate`), `published` that of `statistics.published`.
     Where the accuracies spread wide, a second panel shows the plateau alone.

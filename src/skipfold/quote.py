@@ -22,7 +22,7 @@ STEPS = 3
 """Training steps of the measurement; with the validation images, of as many batches."""
 
 VALIDATION_SHARE = 1 / 3
-"""Cost of a validation image in those of a training image: a forward pass without a backward one."""
+"""Cost of a pass of a validation image in those of a training image: forward without backward."""
 
 IMAGES = {"mnist": (60000, 10000), "digits": (1497, 300)}
 """Training and validation images of each data set; known without a download."""
@@ -47,12 +47,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured: seconds of setting up a bench, of a trial apart from its epochs, and of a training image; bytes of a
-    record and of each of its epochs."""
+    """Measured: seconds of setting up a bench, of a trial apart from its epochs, and of a training image; passes over
+    the validation images an epoch, two with BatchNorm; bytes of a record and of each of its epochs."""
 
     setup: float
     trial: float
     image: float
+    passes: int
     record: int
     epoch: int
 
@@ -93,7 +94,7 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
         for bench in benches[name]:
             cost, trial = costs[bench.key], bench.trial
             train, val = IMAGES[trial.data]
-            images = (trial.train_images or train) + VALIDATION_SHARE * (trial.val_images or val)
+            images = (trial.train_images or train) + cost.passes * VALIDATION_SHARE * (trial.val_images or val)
             seconds += cost.setup + bench.trials * (cost.trial + cost.image * trial.epochs * images)
             disk += bench.trials * (cost.record + trial.epochs * cost.epoch)
         rows.append(Row(name, len(trials), len(wanted[name]) - len(trials), seconds, disk))
@@ -157,11 +158,13 @@ def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:
         first, second = clock.ends[bench.size - 1], clock.ends[-1]
         trained = sum(epoch["seconds"] for record in records[bench.size :] for epoch in record["epochs"])
         epoch = records[-1]["epochs"][1]
+        passes = 2 if "val_batch_accuracy" in epoch else 1
         size = len(json.dumps(epoch, indent=1))
         costs[key] = Cost(
             setup=max(0.0, first - (second - first)),
             trial=max(0.0, second - first - trained) / bench.size,
-            image=epoch["seconds"] / (train + VALIDATION_SHARE * val),
+            image=epoch["seconds"] / (train + passes * VALIDATION_SHARE * val),
+            passes=passes,
             record=len(json.dumps(records[-1], indent=1)) - 2 * size,
             epoch=size,
         )

@@ -36,8 +36,13 @@ MEASURED = (
     "train_accuracy",
     "val_loss",
     "val_accuracy",
+    "val_batch_loss",
+    "val_batch_accuracy",
     "seconds",
 )
+WITH_BATCHNORM = ("val_batch_loss", "val_batch_accuracy")
+"""Of networks with BatchNorm: validation images normalized by the statistics of their own batch, as in training."""
+
 FINAL = (
     "skips_removed_val_accuracy",
     "skips_removed_max_difference",
@@ -56,6 +61,7 @@ KEYS = ("experiment", "arm", "network", "t", "split", "epoch")
 SPLITS = {
     "train": "train_accuracy",
     "val": "val_accuracy",
+    "val_batch": "val_batch_accuracy",
     "val_skips_removed": "skips_removed_val_accuracy",
     "val_collapsed": "collapsed_val_accuracy",
 }
@@ -82,7 +88,7 @@ def tidy(records: Iterable[dict[str, Any]], tier: str = "") -> pd.DataFrame:
             shared = _shared(record, tier)
             final = _final(record)
             for epoch in record["epochs"]:
-                row = {**shared, **{key: epoch[key] for key in MEASURED}}
+                row = {**shared, **{key: epoch[key] for key in MEASURED if key not in WITH_BATCHNORM or key in epoch}}
                 rows.append(row | (final if epoch is record["epochs"][-1] else {}))
         except (KeyError, TypeError) as error:
             raise StoreError(

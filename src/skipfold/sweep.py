@@ -17,7 +17,7 @@ from skipfold.errors import DeviceError
 from skipfold.evaluation import measure_trained
 from skipfold.provenance import stamp
 from skipfold.store import Record, Store
-from skipfold.training import Learner, arithmetic, batch_sizes, initial_network
+from skipfold.training import Learner, Means, arithmetic, batch_sizes, initial_network, measures
 from skipfold.trial import Trial
 
 SIDE_BY_SIDE = 16
@@ -242,11 +242,21 @@ class Bench:
             if count
         }
         self.measure = self._prepare(Learner.measure, training=False)
+        self.val_batches = self._val_batches()
         self.batch_size = trial.batch_size
 
     def _prepare(self, action: Callable[[Learner], None], training: bool) -> Callable[[], None]:
         """`action` of every learner as one call."""
         return self._capture(action, training).replay if self.on_cuda else lambda: self._in_turn(action)
+
+    def _val_batches(self) -> list[Callable[[], None]]:
+        """What measures the validation images by batch, in order."""
+        sizes = self.learners[0].val_batches()
+        calls = {
+            size: self._prepare(lambda learner, size=size: learner.measure_batch(size), training=True)
+            for size in dict.fromkeys(sizes)
+        }
+        return [calls[size] for size in sizes]
 
     def seconds_a_step(self, steps: int = 20) -> float:
         """Of all learners, by the wall clock, after as many steps to warm up."""
@@ -323,31 +333,31 @@ class Bench:
             if self.rest:
                 self.steps[self.rest]()
             trained = self._means(images)
+            by_batch = self._measure_by_batch()
             for learner in learners:
                 learner.model.eval()
             self.measure()
             measured = self._means(len(self.dataset.val_images))
             seconds = (time.perf_counter() - start) / len(trials)
-            for trial, done, (train_loss, train_accuracy), (val_loss, val_accuracy) in zip(
-                trials, epochs, trained, measured, strict=False
-            ):
-                done.append(
-                    {
-                        "epoch": number + 1,
-                        "t": trial.strengths[number],
-                        "train_loss": train_loss,
-                        "train_accuracy": train_accuracy,
-                        "val_loss": val_loss,
-                        "val_accuracy": val_accuracy,
-                        "seconds": seconds,
-                    }
-                )
+            for trial, done, *means in zip(trials, epochs, trained, measured, by_batch, strict=False):
+                found = {"epoch": number + 1, "t": trial.strengths[number], **measures(*means), "seconds": seconds}
+                done.append(found)
                 if progress:
                     progress.epoch(trial, done[-1])
         for learner, chunk in zip(learners, chunks, strict=True):
             for place, i in enumerate(chunk):
                 yield trials[i], epochs[i], learner.network(place)
 
-    def _means(self, images: int) -> list[tuple[float, float]]:
+    def _measure_by_batch(self) -> list[Means | None]:
+        """Of every network of the active learners; None where nothing is normalized by batch."""
+        if not self.val_batches:
+            return [None] * len(self.learners) * self.stacked
+        for learner in self.learners:
+            learner.begin_batches()
+        for measure_batch in self.val_batches:
+            measure_batch()
+        return self._means(len(self.dataset.val_images))
+
+    def _means(self, images: int) -> list[Means]:
         """Of every network of the active learners, in order; those of the last one that idle come last."""
         return [means for learner in self.active for means in learner.means(images)]

@@ -19,6 +19,9 @@ from skipfold.trial import Trial
 
 EVALUATION_BATCH = 2500
 
+Means = tuple[float, float]
+"""Mean loss and accuracy."""
+
 
 def resolve_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` as a device; raises DeviceError where it is not there."""
@@ -84,6 +87,7 @@ class Learner:
             self.model = self.model.to(memory_format=torch.channels_last)
         elif fast and count == 1:
             self.model = with_products(self.one, INPUT_SHAPE)
+        self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         self.optimizer = self._optimizer(trial)
         self.order = torch.arange(len(dataset.train_images), device=self.device)[:, None].repeat(1, count)
         self.offsets = torch.arange(trial.batch_size, device=self.device)
@@ -157,7 +161,42 @@ class Learner:
             logits = self.logits(to_input(images).expand(-1, self.count, -1, -1))
             self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
 
-    def means(self, images: int) -> list[tuple[float, float]]:
+    def val_batches(self) -> list[int]:
+        """Sizes of the batches for `measure_batch`: as few as there can be, as equal as they can be.
+
+        Empty without BatchNorm, and for a single image, which has no statistics.
+        """
+        images = len(self.dataset.val_images)
+        if not self.norms or images < 2:
+            return []
+        count = -(-images // len(self.offsets))
+        return [images // count + (i < images % count) for i in range(count)]
+
+    def begin_batches(self) -> None:
+        """Before the first `measure_batch`."""
+        self.cursor.zero_()
+        self.totals.zero_()
+        self.model.train()
+
+    @torch.no_grad()
+    def measure_batch(self, size: int) -> None:
+        """Of the next `size` validation images, normalized by their own statistics as in training, into `totals`.
+
+        In training mode; the running statistics stay as they are.
+        """
+        index = self.cursor + self.offsets[:size]
+        images = to_input(self.dataset.val_images.index_select(0, index)).expand(-1, self.count, -1, -1)
+        labels = self.dataset.val_labels.index_select(0, index).repeat_interleave(self.count)
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+        logits = self.logits(images)
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
+        self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
+        self.cursor += size
+
+    def means(self, images: int) -> list[Means]:
         """Mean loss and accuracy of each network from `totals` over `images` images; waits for the device."""
         return [(loss / images, correct / images) for loss, correct in self.totals.T.tolist()]
 
@@ -166,6 +205,17 @@ class Learner:
         if self.count > 1:
             take(self.model, index, self.count, self.one)
         return self.one.train(self.model.training)
+
+
+def measures(trained: Means, measured: Means, by_batch: Means | None) -> dict[str, float]:
+    """What an epoch's record holds of training, of validation and, with BatchNorm, of `Learner.measure_batch`."""
+    found = {"train": trained, "val": measured, "val_batch": by_batch}
+    return {
+        f"{split}_{name}": value
+        for split, means in found.items()
+        if means
+        for name, value in zip(("loss", "accuracy"), means, strict=True)
+    }
 
 
 def batch_sizes(images: int, batch_size: int) -> tuple[int, int]:
@@ -186,21 +236,18 @@ def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> 
         for number, t in enumerate(trial.strengths, start=1):
             start = time.perf_counter()
             learner.epoch([t], [torch.randperm(images, generator=order)])
-            ((train_loss, train_accuracy),) = learner.means(images)
+            (trained,) = learner.means(images)
+            by_batch = None
+            if sizes := learner.val_batches():
+                learner.begin_batches()
+                for size in sizes:
+                    learner.measure_batch(size)
+                (by_batch,) = learner.means(len(dataset.val_images))
             learner.model.eval()
             learner.measure()
-            ((val_loss, val_accuracy),) = learner.means(len(dataset.val_images))
-            epochs.append(
-                {
-                    "epoch": number,
-                    "t": t,
-                    "train_loss": train_loss,
-                    "train_accuracy": train_accuracy,
-                    "val_loss": val_loss,
-                    "val_accuracy": val_accuracy,
-                    "seconds": time.perf_counter() - start,
-                }
-            )
+            (measured,) = learner.means(len(dataset.val_images))
+            seconds = time.perf_counter() - start
+            epochs.append({"epoch": number, "t": t, **measures(trained, measured, by_batch), "seconds": seconds})
             if on_epoch:
                 on_epoch(trial, epochs[-1])
     return epochs, learner.network(0)
