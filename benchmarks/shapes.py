@@ -1,12 +1,13 @@
 """How near networks of given shapes come to a published curve over t.
 
     python benchmarks/shapes.py shallow_linear "{width: 3, kernel: 5, padding: 2, stride: 2, skips: [[0, 2]]}"
-    python benchmarks/shapes.py resnet34 "{stem: unpadded_pool3, init: framework}" --near 0 \\
-        --optimizer "{name: sgd, lr: 0.001, momentum: 0.9}"
+    python benchmarks/shapes.py resnet34 "{stem: imagenet_pool3, init: framework}" --near 0 \\
+        --optimizer "{name: sgd, lr: 0.01}"
 
 Every shape is trained by the paper tier's protocol at the named t and compared with the published points: validation
-accuracy after each epoch and, of the ResNets, training accuracy during the last. Single published points scatter, so a
-published value is the mean over the published t not further than `--near`. The rms distance is over t and epochs.
+accuracy after each epoch and, of the ResNets, validation by batch statistics and training accuracy during the last.
+Single published points scatter, so a published value is the mean over the published t not further than `--near`. The
+rms distance is over t and epochs.
 
 ResNets are trained through the sweep, side by side on a GPU. Small networks are trained as one for all t, and measured
 in eval mode on the 60,000 training images too: the published values may be of those (docs/fit.md), and are compared
@@ -15,6 +16,7 @@ with both.
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +31,15 @@ from skipfold.store import Store
 from skipfold.training import Learner, initial_network, use_device
 from skipfold.trial import Optimizer, Trial
 
+SMALL_SPLITS = ("val", "train")
+RESNET_SPLITS = ("val", "val_batch", "train")
+"""What is compared; `val_batch` is validation with the statistics of each batch, as in training."""
 
-def published(name: str, t: list[float], near: float) -> np.ndarray:
+
+def published(name: str, splits: Sequence[str], t: list[float], near: float) -> np.ndarray:
     """Accuracies [split, epoch, t] of the first and the last epoch; NaN where nothing is published.
 
-    Where no training accuracy is published, the validation accuracies are there twice.
+    The validation accuracies are there for every split but training, and for that where none is published.
     """
     points = statistics.published(f"accuracy_vs_t_{name}", config.root() / "results" / "published")
     around = [points[(points["t"] - value).abs() <= near + 1e-9] for value in t]
@@ -41,8 +47,9 @@ def published(name: str, t: list[float], near: float) -> np.ndarray:
     def mean(split: str, epoch: int) -> list[float]:
         return [part.loc[(part["split"] == split) & (part["epoch"] == epoch), "mean"].mean() for part in around]
 
-    splits = ["val", "train" if "train" in {*points["split"]} else "val"]
-    return np.array([[mean(split, epoch) for epoch in sorted({*points["epoch"]})] for split in splits])
+    train = "train" if "train" in {*points["split"]} else "val"
+    epochs = sorted({*points["epoch"]})
+    return np.array([[mean(train if split == "train" else "val", e) for e in epochs] for split in splits])
 
 
 def together(trials: list[Trial], dataset: Dataset) -> np.ndarray:
@@ -65,11 +72,12 @@ def together(trials: list[Trial], dataset: Dataset) -> np.ndarray:
 
 
 def by_sweep(groups: list[list[Trial]], dataset: Dataset, device: torch.device) -> np.ndarray:
-    """Validation accuracy after and training accuracy during each epoch, [group, split, epoch, trial]."""
+    """Accuracy of RESNET_SPLITS, [group, split, epoch, trial]; training accuracy is that during the epoch."""
     with tempfile.TemporaryDirectory() as folder:
         records = sweep.run([trial for group in groups for trial in group], Store(folder), lambda _: dataset, device)
-    keys = ("val_accuracy", "train_accuracy")
-    found = np.array([[[epoch[key] for key in keys] for epoch in record["epochs"]] for record in records])
+    found = np.array(
+        [[[epoch[f"{split}_accuracy"] for split in RESNET_SPLITS] for epoch in record["epochs"]] for record in records]
+    )
     return found.reshape(len(groups), -1, *found.shape[1:]).transpose(0, 3, 2, 1)
 
 
@@ -92,7 +100,9 @@ def main() -> None:
     paper = experiments.as_trained(config.load("paper"), arguments.network)
     if arguments.optimizer:
         paper["optimizer"] = Optimizer(**arguments.optimizer)
-    wanted = published(arguments.network, arguments.t, arguments.near)
+    resnet = arguments.network.startswith("resnet")
+    splits = RESNET_SPLITS if resnet else SMALL_SPLITS
+    wanted = published(arguments.network, splits, arguments.t, arguments.near)
     epochs = wanted.shape[1]
     dataset = load("mnist", arguments.data).to(device)
     print(f"{arguments.network}, {arguments.trials} trials, {device_name(device)}, torch {torch.__version__}")
@@ -102,21 +112,22 @@ def main() -> None:
         groups = [
             [Trial("shapes", f"t={t}", i, **described | {"t": t}) for t in arguments.t] for i in range(arguments.trials)
         ]
-        if arguments.network.startswith("resnet"):
+        if resnet:
             found = by_sweep(groups, dataset, device)
         else:
             found = np.array([together(group, dataset) for group in groups])
         mean = found.mean(0)
         spread = found.std(0, ddof=1) if len(found) > 1 else np.full_like(mean, np.nan)
         distance = np.nanmean((mean - wanted) ** 2, (1, 2)) ** 0.5
-        print(f"\n{shape}: rms distance {distance[0]:.4f} (validation), {distance[1]:.4f} (training)")
-        print("    t  epoch  split  published  ours (sd of a trial)")
+        told = ", ".join(f"{value:.4f} ({split})" for split, value in zip(splits, distance, strict=True))
+        print(f"\n{shape}: rms distance {told}")
+        print("    t  epoch      split  published  ours (sd of a trial)")
         for place, t in enumerate(arguments.t):
             for epoch in range(epochs):
-                for split, name in enumerate(("val", "train")):
+                for split, name in enumerate(splits):
                     at = (split, epoch, place)
                     print(
-                        f"{t:5g}  {epoch + 1:5d}  {name:5}  {wanted[at]:9.4f}  {mean[at]:.4f} ({spread[at]:.4f})",
+                        f"{t:5g}  {epoch + 1:5d}  {name:>9}  {wanted[at]:9.4f}  {mean[at]:.4f} ({spread[at]:.4f})",
                         flush=True,
                     )
 
