@@ -74,19 +74,22 @@ ASSUMPTIONS = (
      "From the same fit: batch 128, Adam or normalized inputs miss by 0.0014 to 0.02, a bias by 0.0015. Batch 64 also "
      "fits the published time of 104.91 µs an image."),
     ("Optimizer of the ResNets", "{resnet}", INFERRED,
-     "The best of four by the fit to the published curve of ResNet34 (docs/fit.md: rms 0.09 below t = 1, 0.01 above "
-     "t = 0.4); none fits at noise level."),
+     "By the fit to the published curves of ResNet34: momentum 0.9 is the best for its usual first layers, none with "
+     "a max-pool of stride 3 (docs/fit.md); neither fits at noise level."),
     ("ResNets for 28 × 28", "ResNet18 and 34, first convolution for one channel, no resizing; {resnet_options}",
      INFERRED,
-     "At t = 1 only the strided 1 × 1 projections are left. The usual network's see one blank corner of the image, "
-     "so it guesses there (0.1), where 0.40 is published. Without padding in the first layers it is nearer there, and "
-     "no first layers were found that fit everywhere (docs/fit.md)."),
+     "The usual network learns too well near t = 0. With a max-pool of stride 3 (imagenet_pool3) and the framework's "
+     "initial values it is near the published curves of both ResNets, except at t = 1: there only strided 1 × 1 "
+     "projections are left, which see one corner of the image (docs/fit.md)."),
     ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
      "Affine networks stay far below the published 0.98682; with its max-pool the network gets there."),
     ("t of the linear and the static arms", "{t}", ASSUMED, "Not published."),
     ("Shape of the schedules", "{schedule}", ASSUMED, "Published are the start (0.9, 0.5) and the end (0)."),
     ("Width, kernel, padding and skips of the shallow networks", "{shallow}", INFERRED,
      "Not published. Fitted to the published curves; of the shallow networks none was found that fits at noise level."),
+    ("Validation", "in eval mode; with BatchNorm also by the statistics of each batch", ASSUMED,
+     "Published validation accuracies near t = 0 are those of a network left in training mode (docs/fit.md). Verdicts "
+     "are on eval mode."),
     ("First and last epoch of the figures over t", "epochs 1 and 2", INFERRED, "The paper trains 2 epochs there."),
 )  # fmt: skip
 
