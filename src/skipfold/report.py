@@ -88,8 +88,8 @@ ASSUMPTIONS = (
     ("Width, kernel, padding and skips of the shallow networks", "{shallow}", INFERRED,
      "Not published. Fitted to the published curves; of the shallow networks none was found that fits at noise level."),
     ("Validation", "in eval mode; with BatchNorm also by the statistics of each batch", ASSUMED,
-     "Published validation accuracies near t = 0 are those of a network left in training mode (docs/fit.md). Verdicts "
-     "are on eval mode."),
+     "Published validation accuracies near t = 0 look like those of a network left in training mode (docs/fit.md). "
+     "Verdicts are on eval mode."),
     ("First and last epoch of the figures over t", "epochs 1 and 2", INFERRED, "The paper trains 2 epochs there."),
 )  # fmt: skip
 
