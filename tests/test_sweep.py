@@ -140,7 +140,7 @@ def test_accuracies_over_seeds_are_of_one_distribution(tmp_path):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_validation_by_batch_is_a_pass_in_training_mode_that_leaves_no_trace(device, digits):
+def test_validation_by_batch_is_a_pass_in_training_mode_that_leaves_no_trace(device, digits, float64):
     dataset = digits.to(device)
     learner = Learner(mixed("resnet18")[0], dataset)
     learner.epoch([0.2], [torch.randperm(40)])
@@ -153,9 +153,9 @@ def test_validation_by_batch_is_a_pass_in_training_mode_that_leaves_no_trace(dev
     kept = before.state_dict()
     assert all(torch.equal(value, kept[key]) for key, value in learner.network(0).state_dict().items())
     with torch.no_grad():
-        logits = torch.cat([before.train()(to_input(images)) for images in dataset.val_images.split(10)])
-    assert loss == pytest.approx(float(F.cross_entropy(logits, dataset.val_labels)), rel=1e-4)
-    assert accuracy == pytest.approx(float((logits.argmax(1) == dataset.val_labels).float().mean()), abs=0.051)
+        logits = torch.cat([before.train()(to_input(images).double()) for images in dataset.val_images.split(10)])
+    assert loss == pytest.approx(float(F.cross_entropy(logits, dataset.val_labels)), rel=1e-7)
+    assert accuracy == pytest.approx(float((logits.argmax(1) == dataset.val_labels).double().mean()))
     learner.model.eval()
     learner.measure()
     assert learner.means(20)[0][0] != pytest.approx(loss, rel=1e-3)
