@@ -343,7 +343,7 @@ class Bench:
                 found = {"epoch": number + 1, "t": trial.strengths[number], **measures(*means), "seconds": seconds}
                 done.append(found)
                 if progress:
-                    progress.epoch(trial, done[-1])
+                    progress.epoch(trial, found)
         for learner, chunk in zip(learners, chunks, strict=True):
             for place, i in enumerate(chunk):
                 yield trials[i], epochs[i], learner.network(place)

@@ -157,9 +157,12 @@ class Learner:
         batch = max(EVALUATION_BATCH // self.count, 500)
         batches = zip(self.dataset.val_images.split(batch), self.dataset.val_labels.split(batch), strict=True)
         for images, labels in batches:
-            labels = labels.repeat_interleave(self.count)
-            logits = self.logits(to_input(images).expand(-1, self.count, -1, -1))
-            self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
+            self._validate(images, labels)
+
+    def _validate(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        labels = labels.repeat_interleave(self.count)
+        logits = self.logits(to_input(images).expand(-1, self.count, -1, -1))
+        self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
 
     def val_batches(self) -> list[int]:
         """Sizes of the batches for `measure_batch`: as few as there can be, as equal as they can be.
@@ -185,15 +188,12 @@ class Learner:
         In training mode; the running statistics stay as they are.
         """
         index = self.cursor + self.offsets[:size]
-        images = to_input(self.dataset.val_images.index_select(0, index)).expand(-1, self.count, -1, -1)
-        labels = self.dataset.val_labels.index_select(0, index).repeat_interleave(self.count)
         momenta = [norm.momentum for norm in self.norms]
         for norm in self.norms:
             norm.momentum = 0.0
-        logits = self.logits(images)
+        self._validate(self.dataset.val_images.index_select(0, index), self.dataset.val_labels.index_select(0, index))
         for norm, momentum in zip(self.norms, momenta, strict=True):
             norm.momentum = momentum
-        self._count(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
         self.cursor += size
 
     def means(self, images: int) -> list[Means]:
