@@ -203,6 +203,8 @@ def test_parts_keep_together_what_trains_together():
         ["resnet18"],
     ]
     assert sorted((t.network, t.index) for part in parts for t in part) == [(t.network, t.index) for t in trials]
+    by_hand = [records.part(trials, (i, 2), torch.device("cpu"), side_by_side=20) for i in (1, 2)]
+    assert [len(part) for part in by_hand] == [20, 3]
 
 
 def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):

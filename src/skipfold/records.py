@@ -24,7 +24,7 @@ def prepare(settings: config.Config) -> tuple[torch.device, Store]:
 def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1)) -> dict[Trial, Record]:
     """The records of experiment `name`, or of its i-th of n parts where `shard` is (i, n): stored or trained now."""
     device, store = prepare(settings)
-    wanted = part(experiments.trials(settings, name), shard, device)
+    wanted = part(experiments.trials(settings, name), shard, device, settings["side_by_side"])
     check_images(settings, [trial for trial in wanted if trial not in store])
     found = sweep.run(
         wanted,
@@ -38,15 +38,18 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
     return dict(zip(wanted, found, strict=True))
 
 
-def part(trials: Sequence[Trial], shard: tuple[int, int], device: torch.device) -> list[Trial]:
+def part(
+    trials: Sequence[Trial], shard: tuple[int, int], device: torch.device, side_by_side: int | None = None
+) -> list[Trial]:
     """The i-th of n parts of `trials`, where `shard` is (i, n); what trains together stays together.
 
-    Every n-th group, so that each part has its share of the costly arms.
+    Every n-th group, of at most `side_by_side` trials (None: of the measured best), so that each part has its share of
+    the costly arms.
     """
     first, parts = shard
     groups = []
     for alike in sweep.kinds(trials):
-        size = sweep.group_size(len(alike), sweep.best_size(alike[0].network, device))
+        size = sweep.group_size(len(alike), side_by_side or sweep.best_size(alike[0].network, device))
         groups += [alike[start : start + size] for start in range(0, len(alike), size)]
     return [trial for group in groups[first - 1 :: parts] for trial in group]
 
