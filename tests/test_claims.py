@@ -119,6 +119,20 @@ def test_arms_are_judged_one_by_one(results):
     assert verdict(results, "perceptron_accuracy")["verdict"] == claims.REPRODUCED
 
 
+def test_validation_by_batch_is_said_beside_the_verdict(results):
+    frame = trials("accuracy_vs_t_resnet34")
+    frame["val_batch_accuracy"] = frame["val_accuracy"]
+    frame["val_accuracy"] -= 0.02
+    statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    row = verdict(results, "resnet34_curve")
+    assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.02)
+    assert row["remark"].endswith("with the statistics of each batch 0.00000, within the limit")
+    frame["val_batch_accuracy"] -= 0.03
+    statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    assert "batch 0.03000, outside the limit" in verdict(results, "resnet34_curve")["remark"]
+    assert "batch" not in verdict(results, "cnn3_vs_t_curve")["remark"]
+
+
 def test_a_missing_value_of_t_is_named(results):
     frame = trials("accuracy_vs_t_resnet34")
     statistics.write(frame[frame["t"] != 0.7], results / "tables" / "accuracy_vs_t_resnet34_trials.csv")

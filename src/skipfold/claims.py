@@ -113,8 +113,24 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
     remark = found.remark
     if math.isfinite(found.low) and len({holds(x) for x in (found.low, found.value, found.high)}) > 1:
         remark = "; ".join(filter(None, [remark, "the interval crosses the limit"]))
+    if (batch := _by_batch(check, results, published)) is not None:
+        sides = "within" if holds(batch) else "outside"
+        remark = "; ".join(filter(None, [remark, f"with the statistics of each batch {batch:.5f}, {sides} the limit"]))
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
     return row | numbers | {"verdict": verdict, "remark": remark} | statistics.stamp(found.rows)
+
+
+def _by_batch(check: dict[str, Any], results: Path, published: Path) -> float | None:
+    """The value of `check` where validation images are normalized as in training; None where that was not measured."""
+    measure = check["measure"]
+    selections = {key: measure[key] for key in ("of", "minus") if key in measure}
+    if measure["kind"] not in OF_TRAINED or any("split" in selection for selection in selections.values()):
+        return None
+    by_batch = {key: selection | {"split": "val_batch"} for key, selection in selections.items()}
+    try:
+        return MEASURES[measure["kind"]](check | {"measure": measure | by_batch}, results, published).value
+    except NotRun:
+        return None
 
 
 def relation(check: dict[str, Any]) -> Callable[[float], bool]:
@@ -166,7 +182,7 @@ def _points(check: dict[str, Any], selection: dict[str, Any], results: Path) -> 
     if epoch != "all":
         rows = rows[rows["epoch"] == (rows["epochs"] if epoch == "last" else epoch)]
     column = statistics.SPLITS[selection.get("split", "val")]
-    if rows[column].isna().any() or rows.empty:
+    if rows.empty or column not in rows or rows[column].isna().any():
         raise NotRun(f"{name}: {column} was not measured")
     table = rows.pivot_table(index="index", columns=["arm", "t_start", "epoch"], values=column).dropna()
     if len(table) < check["protocol"].get("trials", 1):
@@ -240,7 +256,7 @@ def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
     """Root mean square distance of our means from the published points that we ran as well."""
     points = _points(check, check["measure"]["of"], results)
     theirs = statistics.published(check["experiment"], published)
-    theirs = theirs[theirs["split"] == check["measure"]["of"].get("split", "val")]
+    theirs = theirs[theirs["split"] == ("train" if check["measure"]["of"].get("split") == "train" else "val")]
     known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
     by_t = "t" in check["measure"]["of"]
     keys = [_key(row.arm, row.t_start if by_t else math.nan, row.epoch) for row in points.keys.itertuples()]
@@ -325,11 +341,16 @@ def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
     )
 
 
-MEASURES: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+OF_TRAINED: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
     "mean": _mean,
     "range": _range,
     "difference": _difference,
     "rmse": _rmse,
+}
+"""Measures of accuracies, in one split or another."""
+
+MEASURES: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+    **OF_TRAINED,
     "certificate": _certificate,
     "ceiling": _ceiling,
     "saving": _saving,
