@@ -316,3 +316,26 @@ def test_one_of_several_gpus_is_taken_if_it_is_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert [str(use_device(name)) for name in ("cuda", "cuda:1", "cpu")] == ["cuda", "cuda:1", "cpu"]
     assert [str(device) for device in taken] == ["cuda:1"]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_smaller_last_batch_can_be_left_out(drop_last, digits, tmp_path):
+    """The perceptron's epochs, plain and swept, against steps written out; 40 images are batches of 16, 16 and 8."""
+    (trial, *_) = mixed("perceptron", drop_last=drop_last)
+    weight = initial_network(trial, crop=False)[1].weight.detach().double().requires_grad_()
+    order, images = trial.generator("order"), to_input(digits.train_images).flatten(1).double()
+    expected = []
+    for _ in range(trial.epochs):
+        batches = torch.randperm(40, generator=order).split(16)[: 2 if drop_last else 3]
+        losses = []
+        for batch in batches:
+            loss = F.cross_entropy(images[batch] @ weight.T, digits.train_labels[batch], reduction="sum")
+            (gradient,) = torch.autograd.grad(loss / len(batch), weight)
+            with torch.no_grad():
+                weight -= trial.optimizer.lr * gradient
+            losses.append(loss.item())
+        expected.append(sum(losses) / sum(map(len, batches)))
+    (record,) = run([trial], tmp_path, digits, "cpu")
+    plain, _ = train(trial, digits)
+    for epochs in (record["epochs"], plain):
+        assert [epoch["train_loss"] for epoch in epochs] == pytest.approx(expected, rel=1e-5)

@@ -19,6 +19,7 @@ CHANGES = [
     {"epochs": 3},
     {"optimizer": Optimizer("sgd", 0.02)},
     {"batch_size": 32},
+    {"drop_last": True},
     {"data": "digits"},
     {"train_images": 100},
     {"precision": "float32"},
@@ -47,7 +48,15 @@ def test_a_description_gives_its_trial_back():
 
 @pytest.mark.parametrize(
     "change",
-    [{"t": 1.5}, {"t": "half"}, {"t": float("nan")}, {"epochs": 0}, {"batch_size": 0}, {"precision": "float16"}],
+    [
+        {"t": 1.5},
+        {"t": "half"},
+        {"t": float("nan")},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"drop_last": 1},
+        {"precision": "float16"},
+    ],
     ids=str,
 )
 def test_what_cannot_be_run_is_refused(change):

@@ -105,9 +105,8 @@ def t_values(spec: Mapping[str, Any] | list[float]) -> list[float]:
 def _arm(config: Mapping[str, Any], wanted: Mapping[str, Any], experiment: str, arm: Mapping[str, Any]) -> list[Trial]:
     """The trials of one arm; its own keys come before the experiment's, and those before the tier's."""
     wanted = {**wanted, **wanted.get("per_arm", {}).get(arm["arm"], {})}
-    protocol = {
-        key: wanted.get(key, config[key]) for key in ("data", "train_images", "val_images", "batch_size", "precision")
-    }
+    keys = ("data", "train_images", "val_images", "batch_size", "drop_last", "precision")
+    protocol = {key: wanted.get(key, config[key]) for key in keys}
     return [
         Trial(experiment=experiment, index=index, epochs=wanted["epochs"], **protocol, **arm)
         for index in range(wanted.get("trials", config["trials"]))

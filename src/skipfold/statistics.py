@@ -25,6 +25,7 @@ DESCRIPTION = (
     "val_images",
     "epochs",
     "batch_size",
+    "drop_last",
     "precision",
     "optimizer",
     "options",
@@ -107,7 +108,8 @@ def _shared(record: dict[str, Any], tier: str) -> dict[str, Any]:
     optimizer = trial["optimizer"]
     return {
         **{key: trial[key] for key in ("experiment", "arm", "network", "index", "schedule")},
-        **{key: trial[key] for key in DESCRIPTION if key not in ("optimizer", "options")},
+        **{key: trial[key] for key in DESCRIPTION if key not in ("drop_last", "optimizer", "options")},
+        "drop_last": trial.get("drop_last", False),
         "optimizer": " ".join([optimizer["name"], *(f"{k}={v:g}" for k, v in optimizer.items() if k != "name")]),
         "options": " ".join(f"{k}={v}" for k, v in sorted(trial["options"].items())),
         "t_start": trial["t"],

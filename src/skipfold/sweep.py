@@ -17,7 +17,7 @@ from skipfold.errors import DeviceError
 from skipfold.evaluation import measure_trained
 from skipfold.provenance import stamp
 from skipfold.store import Record, Store
-from skipfold.training import Learner, Means, arithmetic, batch_sizes, initial_network, measures
+from skipfold.training import Learner, Means, arithmetic, initial_network, measures
 from skipfold.trial import Trial
 
 SIDE_BY_SIDE = 16
@@ -231,8 +231,7 @@ class Bench:
         self.learners = [learner(trial, dataset, count=self.stacked) for _ in range(-(-size // self.stacked))]
         self.active = self.learners
         self.on_cuda = dataset.train_images.device.type == "cuda"
-        images = len(dataset.train_images)
-        self.full, self.rest = batch_sizes(images, trial.batch_size)
+        self.full, self.rest = self.learners[0].full, self.learners[0].rest
         if self.on_cuda:
             self.streams = [torch.cuda.Stream() for _ in self.learners]
             self.pool = torch.cuda.graph_pool_handle()
@@ -332,7 +331,7 @@ class Bench:
                 self.steps[self.batch_size]()
             if self.rest:
                 self.steps[self.rest]()
-            trained = self._means(images)
+            trained = self._means(learners[0].trained_images)
             by_batch = self._measure_by_batch()
             for learner in learners:
                 learner.model.eval()

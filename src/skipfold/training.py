@@ -90,6 +90,7 @@ class Learner:
         self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         self.optimizer = self._optimizer(trial)
         self.order = torch.arange(len(dataset.train_images), device=self.device)[:, None].repeat(1, count)
+        self.full, self.rest = batch_sizes(len(self.order), trial.batch_size, trial.drop_last)
         self.offsets = torch.arange(trial.batch_size, device=self.device)
         self.cursor = torch.zeros((), dtype=torch.int64, device=self.device)
         self.totals = torch.zeros(2, count, dtype=torch.float64, device=self.device)
@@ -122,12 +123,15 @@ class Learner:
     def epoch(self, strengths: Sequence[float], orders: Sequence[torch.Tensor]) -> None:
         """`begin` an epoch and take all of its steps."""
         self.begin(strengths, orders)
-        batch_size = len(self.offsets)
-        full, rest = batch_sizes(len(self.order), batch_size)
-        for _ in range(full):
-            self.step(batch_size)
-        if rest:
-            self.step(rest)
+        for _ in range(self.full):
+            self.step(len(self.offsets))
+        if self.rest:
+            self.step(self.rest)
+
+    @property
+    def trained_images(self) -> int:
+        """Images of an epoch."""
+        return self.full * len(self.offsets) + self.rest
 
     def step(self, size: int) -> None:
         """One update of each network on its next `size` images."""
@@ -218,9 +222,10 @@ def measures(trained: Means, measured: Means, by_batch: Means | None) -> dict[st
     }
 
 
-def batch_sizes(images: int, batch_size: int) -> tuple[int, int]:
-    """Full batches in an epoch, and the size of the last, smaller one (0: none); nothing is dropped."""
-    return images // batch_size, images % batch_size
+def batch_sizes(images: int, batch_size: int, drop_last: bool = False) -> tuple[int, int]:
+    """Full batches in an epoch, and the size of the last, smaller one (0: none, or dropped); the only one stays."""
+    full, rest = divmod(images, batch_size)
+    return full, 0 if drop_last and full else rest
 
 
 def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> tuple[list[dict[str, Any]], nn.Module]:
@@ -236,7 +241,7 @@ def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> 
         for number, t in enumerate(trial.strengths, start=1):
             start = time.perf_counter()
             learner.epoch([t], [torch.randperm(images, generator=order)])
-            (trained,) = learner.means(images)
+            (trained,) = learner.means(learner.trained_images)
             by_batch = None
             if sizes := learner.val_batches():
                 learner.begin_batches()

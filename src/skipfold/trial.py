@@ -38,7 +38,8 @@ class Trial:
     """One training run. Two trials with equal descriptions are the same trial and run once.
 
     `experiment`, `arm` and `index` name it and are all that its seeds depend on. `schedule` and `t` give the skip
-    strength of each epoch (see `schedules.strengths`). `train_images` and `val_images` None mean all of them.
+    strength of each epoch (see `schedules.strengths`). `train_images` and `val_images` None mean all of them;
+    `drop_last` leaves out the last batch of each epoch where it is smaller than `batch_size`.
     `precision` is `tf32` (CUDA's default for convolutions) or `float32`.
     """
 
@@ -52,6 +53,7 @@ class Trial:
     epochs: int = 2
     optimizer: Optimizer = Optimizer()
     batch_size: int = 64
+    drop_last: bool = False
     data: str = "mnist"
     train_images: int | None = None
     val_images: int | None = None
@@ -63,6 +65,8 @@ class Trial:
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{key}: {value!r} given; a whole number of at least 1 is allowed")
+        if not isinstance(self.drop_last, bool):
+            raise ConfigError(f"drop_last: {self.drop_last!r} given; true or false is allowed")
         if self.precision not in ("tf32", "float32"):
             raise ConfigError(f"precision: {self.precision!r} given; tf32 or float32 is allowed")
 
@@ -73,7 +77,10 @@ class Trial:
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the outcome, as plain JSON values."""
-        return {"format": FORMAT, **asdict(self)}
+        described = {"format": FORMAT, **asdict(self)}
+        if not self.drop_last:
+            del described["drop_last"]  # as in records from before there was a choice
+        return described
 
     @functools.cached_property
     def digest(self) -> str:
