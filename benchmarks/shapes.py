@@ -4,10 +4,10 @@
     python benchmarks/shapes.py resnet34 "{stem: imagenet_pool3, init: framework}" --near 0 \\
         --optimizer "{name: sgd, lr: 0.01}"
 
-Every shape is trained by the paper tier's protocol at the named t and compared with the published points: validation
-accuracy after each epoch and, of the ResNets, validation by batch statistics and training accuracy during the last.
-Single published points scatter, so a published value is the mean over the published t not further than `--near`. The
-rms distance is over t and epochs.
+Every shape is trained by the paper tier's protocol, the smaller last batches kept, at the named t and compared with the
+published points: validation accuracy after each epoch and, of the ResNets, validation by batch statistics and training
+accuracy during the last. Single published points scatter, so a published value is the mean over the published t not
+further than `--near`. The rms distance is over t and epochs.
 
 ResNets are trained through the sweep, side by side on a GPU. Small networks are trained as one for all t, and measured
 in eval mode on the 60,000 training images too: the published values may be of those (docs/fit.md), and are compared
