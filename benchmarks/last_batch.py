@@ -30,9 +30,7 @@ def trial_of(experiment: str, arm: str, index: int) -> Trial:
 def validate(learner: Learner) -> tuple[float, float]:
     """Validation accuracy by batch statistics and in eval mode; the epoch goes on where it was."""
     cursor, totals, images = learner.cursor.clone(), learner.totals.clone(), len(learner.dataset.val_images)
-    learner.begin_batches()
-    for size in learner.val_batches():
-        learner.measure_batch(size)
+    learner.measure_by_batch()
     ((_, by_batch),) = learner.means(images)
     learner.model.eval()
     learner.measure()

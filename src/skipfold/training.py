@@ -185,6 +185,12 @@ class Learner:
         self.totals.zero_()
         self.model.train()
 
+    def measure_by_batch(self) -> None:
+        """`measure_batch` over all validation images."""
+        self.begin_batches()
+        for size in self.val_batches():
+            self.measure_batch(size)
+
     @torch.no_grad()
     def measure_batch(self, size: int) -> None:
         """Of the next `size` validation images, normalized by their own statistics as in training, into `totals`.
@@ -243,10 +249,8 @@ def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> 
             learner.epoch([t], [torch.randperm(images, generator=order)])
             (trained,) = learner.means(learner.trained_images)
             by_batch = None
-            if sizes := learner.val_batches():
-                learner.begin_batches()
-                for size in sizes:
-                    learner.measure_batch(size)
+            if learner.val_batches():
+                learner.measure_by_batch()
                 (by_batch,) = learner.means(len(dataset.val_images))
             learner.model.eval()
             learner.measure()
