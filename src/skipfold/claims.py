@@ -109,15 +109,15 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
     except NotRun as reason:
         return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
     holds = relation(check)
-    verdict = REPRODUCED if holds(found.value) else NOT_REPRODUCED
-    remark = found.remark
+    remarks = [found.remark]
     if math.isfinite(found.low) and len({holds(x) for x in (found.low, found.value, found.high)}) > 1:
-        remark = "; ".join(filter(None, [remark, "the interval crosses the limit"]))
+        remarks.append("the interval crosses the limit")
     if (batch := _by_batch(check, results, published)) is not None:
         sides = "within" if holds(batch) else "outside"
-        remark = "; ".join(filter(None, [remark, f"with the statistics of each batch {batch:.5f}, {sides} the limit"]))
+        remarks.append(f"with the statistics of each batch {batch:.5f}, {sides} the limit")
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
-    return row | numbers | {"verdict": verdict, "remark": remark} | statistics.stamp(found.rows)
+    row |= {"verdict": REPRODUCED if holds(found.value) else NOT_REPRODUCED, "remark": "; ".join(filter(None, remarks))}
+    return row | numbers | statistics.stamp(found.rows)
 
 
 def _by_batch(check: dict[str, Any], results: Path, published: Path) -> float | None:
