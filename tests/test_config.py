@@ -59,11 +59,23 @@ def test_every_tier_is_valid_and_has_every_experiment(tier):
 
 
 def test_a_tier_that_extends_another_differs_where_it_says_so():
-    quick, long = config.load("quick"), config.load("long")
-    assert config.files("long") == ["config/config.yaml", "config/quick.yaml", "config/long.yaml"]
-    assert quick["experiments"]["schedule_comparison"]["train_images"] == 1024
-    quick["experiments"]["schedule_comparison"] |= {"train_images": None, "val_images": None}
-    assert long == quick | {"tier": "long"}
+    quick, long, paper = map(config.load, ("quick", "long", "paper"))
+    assert config.files("quick") == [f"config/{name}.yaml" for name in ("config", "paper", "long", "quick")]
+    assert quick["experiments"]["schedule_comparison"]["train_images"] == 8192
+    assert long["experiments"]["schedule_comparison"] == paper["experiments"]["schedule_comparison"]
+    assert long["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "t": {"step": 0.1, "stop": 1.0}}
+    assert quick["networks"] == long["networks"] == paper["networks"]
+
+
+@pytest.mark.parametrize("base", ["long", "smoke", "pages"])
+def test_a_tier_can_extend_larger_ones_alone(tmp_path, monkeypatch, base):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("tier: long\n")
+    (folder / "long.yaml").write_text(f"extends: {base}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"config/long.yaml: extends: '{base}' given; allowed is .*: paper"):
+        config.load("long")
 
 
 @pytest.mark.parametrize(("cuda", "tier"), [(True, "paper"), (False, "smoke")])

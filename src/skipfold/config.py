@@ -72,10 +72,18 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 
 
 def files(tier: str) -> list[str]:
-    """The files that say what `tier` is, from the repository's root; each is overlaid by the next, key by key."""
+    """The files that say what `tier` is, from the repository's root; each is overlaid by the next, key by key.
+
+    Raises ConfigError where a file extends what is not a larger tier.
+    """
     own = f"config/{tier}.yaml"
     base = _read(own).get(EXTENDS) if (root() / own).is_file() else None
-    return [COMMON, *([f"config/{base}.yaml"] if base else []), own]
+    if base is None:
+        return [COMMON, own]
+    larger = TIERS[TIERS.index(tier) + 1 :]
+    if base not in larger:
+        raise ConfigError(f"{own}: {EXTENDS}: {base!r} given; allowed is a larger tier: {', '.join(larger) or 'none'}")
+    return [*files(base), own]
 
 
 def resolve_tier(name: str) -> tuple[str, str]:
