@@ -1,7 +1,6 @@
 """What a notebook does: parameters to configuration, trials, records, tables, figure."""
 
 import io
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,8 +192,6 @@ def _timing(study: Study) -> None:
     # Here, because it is the only study that needs the runtimes.
     from skipfold import roofline, timing
 
-    # With a CUDA toolkit and no GPU torch.compile warns of that, and a path of the machine would stand in the notebook.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     device, _ = prepare(study.config)
     study.tables["timing"] = timing.measure(study.config, device)
     study.tables["runtimes"] = timing.runtimes(study.config, device)
