@@ -63,6 +63,15 @@ def test_removed_skips_are_marked():
     assert "skips removed" not in texts(figures.schedule_comparison(ours))
 
 
+def test_validation_by_batch_has_a_panel():
+    ours = table("schedule_comparison")
+    by_batch = ours.assign(split="val_batch", mean=ours["mean"] - 0.01)
+    assert len(figures.schedule_comparison(ours).axes) == 1
+    upper, lower = figures.schedule_comparison(pd.concat([ours, by_batch])).axes
+    for axes, frame in ((upper, ours), (lower, by_batch)):
+        assert {round(mean, 6) for mean in frame["mean"]} <= {y for _, y in drawn(axes)}
+
+
 def test_one_trial_has_no_bars():
     ours = table("linear_comparison").assign(low=np.nan, high=np.nan, n=1)
     figure = figures.linear_comparison(ours)

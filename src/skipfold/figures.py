@@ -148,11 +148,21 @@ def linear_comparison(
 def schedule_comparison(
     aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
 ) -> Figure:
-    """Validation accuracy per epoch with static and with scheduled t; a cross, to the right, with the skips removed."""
+    """Validation accuracy per epoch with static and with scheduled t; a cross, to the right, with the skips removed.
+
+    Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
+    """
+    by_batch = (aggregate["split"] == "val_batch").any()
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 4.6))
-        axes = figure.subplots()
-        _per_epoch(axes, aggregate, published)
+        figure = Figure(figsize=(7.0, 7.4 if by_batch else 4.6))
+        panels = figure.subplots(2, 1, sharex=True) if by_batch else [figure.subplots()]
+        axes = panels[0]
+        for panel, split in zip(panels, ("val", "val_batch"), strict=False):
+            _per_epoch(panel, aggregate, published, split)
+        if by_batch:
+            panels[0].set_xlabel("")
+            panels[0].set_title("in eval mode, as deployed", fontsize="small")
+            panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
         removed = aggregate[aggregate["split"] == "val_skips_removed"]
         extra = []
         if len(removed):
@@ -167,9 +177,9 @@ def schedule_comparison(
     return figure
 
 
-def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | None) -> None:
+def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | None, split: str = "val") -> None:
     """Every arm's validation accuracy, nudged sideways so that intervals do not lie on each other."""
-    ours = aggregate[aggregate["split"] == "val"]
+    ours = aggregate[aggregate["split"] == split]
     arms = list(dict.fromkeys([*(arm for arm in LOOKS if arm in set(ours["arm"])), *ours["arm"]]))
     for position, arm in enumerate(arms):
         look = LOOKS.get(arm, Look(arm, "black", "v", "-"))

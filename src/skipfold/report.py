@@ -44,6 +44,7 @@ class Look(NamedTuple):
     style: str
 
 
+DATA = {"mnist": "MNIST", "digits": "scikit-learn's digits"}
 PRECISIONS = {"float32": "float32", "tf32": "TF32", "bf16": "bf16"}
 IN_PART = "in part"
 LOOKS = {
@@ -166,13 +167,13 @@ def _page(
 # What every part needs: numbers, links, checksums.
 
 
-def number(value: Any) -> str:
-    """A share or a small number: 4 decimals, or 2 digits with an exponent below 0.001."""
+def number(value: Any, decimals: int = 4) -> str:
+    """A share or a small number: that many decimals, or 2 digits with an exponent below 0.001."""
     if value is None or pd.isna(value):
         return "–"
     if abs(value) < 0.001:
         return f"{value:.1e}" if value else "0"
-    return f"{value:.4f}" if value % 1 or abs(value) < 2 else f"{value:g}"
+    return f"{value:.{decimals}f}" if value % 1 or abs(value) < 2 else f"{value:g}"
 
 
 def microseconds(value: float) -> str:
@@ -260,7 +261,7 @@ def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[st
         "source": row["source"],
         "published": row["published"],
         "limit": "–" if "not_testable" in check else claims.limit(check),
-        "ours": number(row["ours"]),
+        "ours": number(row["ours"], decimals=5),  # as many as published
         "between": between,
         "n": "–" if pd.isna(row["n"]) else int(row["n"]),
         "look": LOOKS[row["verdict"]],
@@ -299,7 +300,7 @@ def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
     return {
         "published": number(theirs.loc[theirs["epoch"].idxmax(), "mean"]),
         "ceiling": best,
-        "data": ", ".join(sorted(tables["ceiling"]["data"].unique())) if best else "",
+        "data": _data(tables["ceiling"]) if best else "",
         "rows": rows,
         "caption": f"Validation accuracy after the last epoch; tier {means['tier'].iloc[0]}, {_protocol(tables)}",
         "links": _links(results, {f"{name}.csv": f"tables/{name}.csv" for name in wanted}),
@@ -312,11 +313,15 @@ def _protocol(tables: dict[str, pd.DataFrame]) -> str:
     if trials is None:
         return "see its trials"
     counts = trials.groupby("arm")["train_images"].first().dropna()
-    data = ", ".join(sorted(trials["data"].unique()))
     if counts.empty:
-        return f"{data}, all training images"
-    fewer = ", ".join(f"{arm}: {int(count)}" for arm, count in counts.items())
-    return f"{data}; only so many training images for {fewer}"
+        return f"{_data(trials)}, all training images"
+    fewer = ", ".join(f"{figures.TITLES.get(arm, arm)}: {int(count)}" for arm, count in counts.items())
+    return f"{_data(trials)}; only so many training images for {fewer}"
+
+
+def _data(table: pd.DataFrame) -> str:
+    """The names of the data sets of a table, as a reader knows them."""
+    return ", ".join(DATA.get(name, name) for name in sorted(table["data"].unique()))
 
 
 def _figure(name: str, tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
@@ -394,9 +399,6 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
 
 def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, Any]:
     runtimes = list(dict.fromkeys(table["runtime"]))
-    heads = ["Network"]
-    for runtime in runtimes:
-        heads += [runtime, "saves"]
     rows = []
     for (network, variant), group in table.groupby(["network", "variant"], sort=False):
         cells = [figures.timing_label(network, variant)]
@@ -404,17 +406,16 @@ def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, An
             ours = group[group["runtime"] == runtime]
             base = table[(table["runtime"] == runtime) & (table["network"] == network) & (table["variant"] == "skips")]
             if ours.empty:
-                cells += ["–", "–"]
+                cells.append("–")
                 continue
             time = ours.iloc[0]
-            cells.append(
-                f"{microseconds(time['median_us'])} ({microseconds(time['q1_us'])}–{microseconds(time['q3_us'])})"
-            )
-            alone = base.empty or variant == "skips"
-            cells.append("–" if alone else percent(1 - time["median_us"] / base.iloc[0]["median_us"]))
+            cell = [microseconds(time["median_us"]), f"{microseconds(time['q1_us'])}–{microseconds(time['q3_us'])}"]
+            if len(base) and variant != "skips":
+                cell.append(f"saves {percent(1 - time['median_us'] / base.iloc[0]['median_us'])}")
+            cells.append(cell)
         rows.append(cells)
     text = f"Batch {batch}, {figures.UNITS.get(measure, measure)} time" + (", as published" if batch == 64 else "")
-    return {"caption": text, "heads": heads, "rows": rows}
+    return {"caption": text, "heads": ["Network", *runtimes], "rows": rows}
 
 
 def _runtimes(table: pd.DataFrame) -> list[tuple]:
@@ -513,9 +514,9 @@ def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
             row.assumption,
             f"{row.alternative}{' (in use)' if row.chosen else ''}",
             TITLES.get(row.figure, row.figure),
+            "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
             number(row.rmse),
             row.trials,
-            "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
         )
         for row in ordered.itertuples()
     ]
