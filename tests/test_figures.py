@@ -108,12 +108,15 @@ def test_roofline_draws_every_point_under_the_measured_ceilings():
 
 
 def test_sensitivity_names_the_option_in_use():
-    rows = [("padding", "1", True, 0.002), ("padding", "0", False, 0.05)]
-    frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse"]).assign(trials=1, n=51, **STAMP)
+    rows = [("padding", "1", True, 0.002, 0.001), ("padding", "0", False, 0.05, np.nan)]
+    frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "rmse_by_batch"])
+    frame = frame.assign(trials=1, n=51, **STAMP)
     figure = figures.sensitivity(frame)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["1 (in use)", "0"]
     assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([0.2, 5.0])
+    marks = [x for line in figure.axes[0].lines for x in line.get_xdata() if np.isfinite(x)]
+    assert marks == pytest.approx([0.1])
     assert "1 trial a point" in figure.get_supxlabel()
 
 

@@ -203,12 +203,13 @@ def test_removal_is_told_in_operators_or_kernels():
 def test_sensitivity_is_shown(results):
     rows = [("networks.cnn3", "defaults", True, 0.002, ""), ("networks.cnn3", "padding=0", False, 0.05, "cnn3_curve")]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "verdicts_flipped"])
+    frame["rmse_by_batch"] = float("nan")
     statistics.write(
         frame.assign(figure="accuracy_vs_t_cnn3", n=3, trials=1, **STAMP), results / "tables" / "sensitivity.csv"
     )
     report.build(results)
     text = read(results).text
-    assert "defaults (in use)" in text and "cnn3_curve 0.0500 1" in text
+    assert "defaults (in use)" in text and "cnn3_curve 0.0500 – 1" in text
 
 
 def test_texts_are_escaped(results):

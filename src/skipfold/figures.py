@@ -307,7 +307,7 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
     """Misfit of each alternative of each assumption to the published curve, in points of accuracy.
 
     `frame` has columns assumption, alternative, chosen (true for the one in use), rmse (of accuracies in [0, 1]),
-    and may have trials.
+    rmse_by_batch (a light mark; empty for no mark), and may have trials.
     """
     groups = list(frame.groupby("assumption", sort=False))
     with matplotlib.style.context(STYLE):
@@ -327,8 +327,12 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
                     y, 100 * row.rmse, height=0.7, edgecolor="#0b3c6f",
                     color="#0b3c6f" if chosen else "white", hatch=None if chosen else "////",
                 )  # fmt: skip
+                axes.plot(
+                    100 * row.rmse_by_batch, y, marker="D", markersize=4.5, markeredgecolor="black",
+                    color=LOOKS[("val_batch", "last")].color,
+                )  # fmt: skip
                 axes.annotate(
-                    f"{100 * row.rmse:.2f}", (100 * row.rmse, y), xytext=(3, 0),
+                    f"{100 * row.rmse:.2f}", (100 * np.nanmax([row.rmse, row.rmse_by_batch]), y), xytext=(5, 0),
                     textcoords="offset points", va="center", fontsize=8,
                 )  # fmt: skip
                 ticks.append(y)

@@ -516,6 +516,7 @@ def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
             TITLES.get(row.figure, row.figure),
             "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
             number(row.rmse),
+            number(row.rmse_by_batch),
             row.trials,
         )
         for row in ordered.itertuples()

@@ -1,5 +1,6 @@
 """How far each option of each unpublished choice is from the published curves, and which verdicts hang on it."""
 
+import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,29 +24,52 @@ def table(
     """One row an option: its misfit to the published points of its figure.
 
     `results` is the tier's folder with the tables of the figures. Columns: assumption (a key of the configuration),
-    alternative (the option's value, as text), chosen, figure, rmse (of accuracies in [0, 1]), n (points compared),
-    trials (a point), verdicts_flipped (ids of checks, see `flipped`), statistics.STAMP.
+    alternative (the option's value, as text), chosen, figure, rmse (of accuracies in [0, 1]), rmse_by_batch (the same
+    where networks with BatchNorm are validated by the statistics of each batch; empty without such), n (points
+    compared), trials (a point), verdicts_flipped (ids of checks, see `flipped`), statistics.STAMP.
     """
     rows = []
     for option in options:
         ours = statistics.aggregate(statistics.tidy([records[trial] for trial in option.trials], tier))
         if option.chosen:
             chosen = ours
-        both = ours.merge(statistics.published(option.figure, published), on=POINT, suffixes=("", "_published"))
+        theirs = statistics.published(option.figure, published)
+        distances = _distances(ours, theirs)
         rows.append(
             {
                 "assumption": option.assumption,
                 "alternative": text(option.value),
                 "chosen": option.chosen,
                 "figure": option.figure,
-                "rmse": ((both["mean"] - both["mean_published"]) ** 2).mean() ** 0.5,
-                "n": len(both),
+                "rmse": _rms(distances),
+                "rmse_by_batch": _rms(_distances(_by_batch(ours), theirs)) if _has_batchnorm(ours) else math.nan,
+                "n": len(distances),
                 "trials": int(ours["n"].min()),
                 "verdicts_flipped": "; ".join(flipped(option.figure, chosen, ours, results)),
                 **statistics.stamp(ours),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _distances(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:
+    both = ours.merge(theirs, on=POINT, suffixes=("", "_published"))
+    return both["mean"] - both["mean_published"]
+
+
+def _rms(distances: pd.Series) -> float:
+    return (distances**2).mean() ** 0.5
+
+
+def _has_batchnorm(ours: pd.DataFrame) -> bool:
+    return (ours["split"] == "val_batch").any()
+
+
+def _by_batch(ours: pd.DataFrame) -> pd.DataFrame:
+    """Validation by batch in the place of that in eval mode, for the arms that have both."""
+    by_batch = ours[ours["split"] == "val_batch"]
+    in_eval = (ours["split"] == "val") & ours["arm"].isin(by_batch["arm"])
+    return pd.concat([ours[~in_eval], by_batch.assign(split="val")])
 
 
 def text(value: Any) -> str:
@@ -91,15 +115,15 @@ def _checks(figure: str) -> list[dict[str, Any]]:
 
 def _moved(trials: pd.DataFrame, chosen: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """The tidy table `trials` with every accuracy moved by `other` less `chosen`."""
-    change = chosen.merge(other, on=[*POINT, "t"], suffixes=("_chosen", "_other"))
+    change = chosen.merge(other, on=POINT, suffixes=("_chosen", "_other"))
     change["by"] = change["mean_other"] - change["mean_chosen"]
     over_t = _over_t(trials)
     trials = trials.copy()
     for (split, epoch), part in change.groupby(["split", "epoch"]):
         column, rows = statistics.SPLITS[split], trials["epoch"] == epoch
         if over_t:
-            part = part.sort_values("t")
-            by = np.interp(trials.loc[rows, "t_start"], part["t"], part["by"])
+            part = part.sort_values("t_chosen")
+            by = np.interp(trials.loc[rows, "t_start"], part["t_chosen"], part["by"])
         else:
             by = trials.loc[rows, "arm"].map(dict(zip(part["arm"], part["by"], strict=True))).fillna(0)
         trials.loc[rows, column] += by

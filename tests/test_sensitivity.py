@@ -1,0 +1,65 @@
+"""sensitivity: distances from the published points, in eval mode and by batch, and verdicts that hang on an option."""
+
+import pandas as pd
+import pytest
+
+from skipfold import config, experiments, sensitivity, statistics
+from skipfold.config import root
+
+PUBLISHED = root() / "results" / "published"
+STATIC = {
+    "key": "experiments.schedule_comparison.static_t",
+    "figure": "schedule_comparison",
+    "arms": ["static"],
+    "alternatives": [0.7],
+}
+
+
+def options(assumption):
+    """The options of one assumption of the paper tier, one trial each."""
+    return experiments.options(config.load("paper", {"sensitivity": {"assumptions": [assumption]}}))
+
+
+def record(trial, below, below_by_batch):
+    """What would be stored of `trial` if its validation accuracies were so far below the published ones."""
+    theirs = statistics.published(trial.experiment, PUBLISHED)
+    theirs = theirs[theirs["arm"] == trial.arm].set_index("epoch")["mean"]
+    measured = {"t": trial.t, "train_loss": 0.1, "train_accuracy": 0.9, "val_loss": 0.1, "seconds": 1.0}
+    epochs = []
+    for epoch in range(1, trial.epochs + 1):
+        epochs.append({"epoch": epoch, **measured, "val_accuracy": theirs[epoch] - below})
+        if below_by_batch is not None:
+            epochs[-1] |= {"val_batch_loss": 0.1, "val_batch_accuracy": theirs[epoch] - below_by_batch}
+    stamp = {"device": "CPU", "torch": "2.11.0", "cuda": None, "commit": "abc", "date": "2026-01-01"}
+    return {"digest": trial.digest, "trial": trial.description(), "epochs": epochs, "final": {}, "provenance": stamp}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A tier's folder where every trial with static t came out as published."""
+    (tmp_path / "tables").mkdir()
+    trials = experiments.trials(config.load("paper"), "schedule_comparison")
+    table = statistics.tidy([record(trial, 0.0, 0.0) for trial in trials if trial.arm == "static"], "paper")
+    statistics.write(table, tmp_path / "tables" / "schedule_comparison_trials.csv")
+    return tmp_path
+
+
+def test_distances_from_the_published_points(results):
+    in_use, other = options(STATIC)
+    records = {trial: record(trial, 0.01, 0.002) for trial in in_use.trials}
+    records |= {trial: record(trial, 0.03, None) for trial in other.trials}
+    table = sensitivity.table([in_use, other], records, PUBLISHED, results, "paper")
+    assert list(table["alternative"]) == ["0.5", "0.7"] and list(table["chosen"]) == [True, False]
+    assert list(table["rmse"]) == pytest.approx([0.01, 0.03])
+    assert table["rmse_by_batch"][0] == pytest.approx(0.002)
+    assert pd.isna(table["rmse_by_batch"][1])  # such records have no validation by batch
+    assert set(table["n"]) == {10}
+
+
+def test_verdicts_that_another_option_would_flip(results):
+    in_use, other = options(STATIC)
+    records = {trial: record(trial, 0.0, 0.0) for trial in in_use.trials}
+    for below, expected in ((0.001, ""), (0.02, "static_accuracy; static_curve")):
+        records |= {trial: record(trial, below, below) for trial in other.trials}
+        table = sensitivity.table([in_use, other], records, PUBLISHED, results, "paper")
+        assert list(table["verdicts_flipped"]) == ["", expected]
