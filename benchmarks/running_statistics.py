@@ -1,10 +1,10 @@
-"""What the smaller last batch of an epoch does to a ResNet: validation accuracy before and after that one step.
+"""What an epoch's last step does to the running statistics of a ResNet, and what estimating them anew gives.
 
-    python benchmarks/last_batch.py schedule_comparison static 3 --epochs 3
-    python benchmarks/last_batch.py accuracy_vs_t_resnet34 t=0.995 3
+    python benchmarks/running_statistics.py schedule_comparison scheduled_from_0.5 3 --epochs 10
+    python benchmarks/running_statistics.py accuracy_vs_t_resnet34 t=0.995 3 --keep-last-batch
 
-60,000 images are 937 batches of 64 and one of 32. A trial of the paper tier, named by its experiment, arm and index, is
-trained on all of them on the CPU, by one thread.
+A trial of the paper tier, named by its experiment, arm and index, is trained on all 60,000 images on the CPU, by one
+thread. They are 937 batches of 64 and one of 32, which that tier leaves out.
 """
 
 import argparse
@@ -12,22 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import update_bn
 
 from skipfold import config, experiments
-from skipfold.data import load
+from skipfold.data import Dataset, load, to_input
+from skipfold.evaluation import accuracy, predict
 from skipfold.training import Learner
 from skipfold.trial import Trial
 
 
 def trial_of(experiment: str, arm: str, index: int) -> Trial:
-    """The paper tier's trial of that name, its smaller last batches kept."""
+    """The paper tier's trial of that name."""
     found = [t for t in experiments.trials(config.load("paper"), experiment) if (t.arm, t.index) == (arm, index)]
     if not found:
         raise SystemExit(f"error: {experiment} has no trial {arm} {index}")
-    return replace(found[0], drop_last=False)
+    return found[0]
 
 
-def validate(learner: Learner) -> tuple[float, float]:
+def validate(learner: Learner) -> str:
     """Validation accuracy by batch statistics and in eval mode; the epoch goes on where it was."""
     cursor, totals, images = learner.cursor.clone(), learner.totals.clone(), len(learner.dataset.val_images)
     learner.measure_by_batch()
@@ -38,7 +40,15 @@ def validate(learner: Learner) -> tuple[float, float]:
     learner.model.train()
     learner.cursor.copy_(cursor)
     learner.totals.copy_(totals)
-    return by_batch, in_eval
+    return f"{by_batch:.4f}, {in_eval:.4f}"
+
+
+def reestimated(learner: Learner, dataset: Dataset, batch_size: int) -> float:
+    """Validation accuracy in eval mode with statistics that are means over all training images."""
+    for norm in learner.norms:
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)  # which a learner does without
+    update_bn(map(to_input, dataset.train_images.split(batch_size)), learner.model)
+    return accuracy(predict(learner.model, dataset.val_images), dataset.val_labels)
 
 
 def main() -> None:
@@ -48,23 +58,25 @@ def main() -> None:
     parser.add_argument("arm")
     parser.add_argument("index", type=int)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--keep-last-batch", action="store_true", help="of 32 images, which the paper tier leaves out")
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files; default: as in make reproduce")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trial = trial_of(arguments.experiment, arguments.arm, arguments.index)
+    trial = replace(trial, drop_last=not arguments.keep_last_batch)
     dataset = load("mnist", arguments.data)
     learner, order = Learner(trial, dataset), trial.generator("order")
     print("epoch  training  validation by batch, in eval mode: before the last step, after it")
+    sizes = [trial.batch_size] * learner.full + [learner.rest] * (learner.rest > 0)
     for number, t in enumerate(trial.strengths[: arguments.epochs], start=1):
         learner.begin([t], [torch.randperm(len(dataset.train_images), generator=order)])
-        for _ in range(learner.full):
-            learner.step(trial.batch_size)
+        for size in sizes[:-1]:
+            learner.step(size)
         before = validate(learner)
-        learner.step(learner.rest)
+        learner.step(sizes[-1])
         ((_, trained),) = learner.means(learner.trained_images)
-        after = validate(learner)
-        told = "  ".join(f"{by_batch:.4f}, {in_eval:.4f}" for by_batch, in_eval in (before, after))
-        print(f"{number:5d}  {trained:8.4f}  {told}", flush=True)
+        print(f"{number:5d}  {trained:8.4f}  {before}  {validate(learner)}", flush=True)
+    print(f"in eval mode with statistics estimated anew: {reestimated(learner, dataset, trial.batch_size):.4f}")
 
 
 if __name__ == "__main__":
