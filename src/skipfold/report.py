@@ -30,8 +30,8 @@ SOURCES = ("config/claims.yaml", "src/skipfold/claims.py", "src/skipfold/statist
 
 TIERS = {
     "smoke": "A trial run of every part on scikit-learn's small digits; its numbers say nothing about the paper.",
-    "quick": "What is cheap ran with the published protocol and is judged; the ResNets are smaller and shown only.",
-    "long": "All but ResNet18 and the linearized ResNet34 ran with the published protocol and is judged.",
+    "quick": "What is cheap ran with the published protocol and is judged; the ResNets are in small and shown only.",
+    "long": "The published protocol on a CPU, with t in steps of 0.1.",
     "paper": "The published protocol in full.",
 }
 
