@@ -86,13 +86,15 @@ ASSUMPTIONS = (
      "initial values it is near the published curves of both ResNets, except at t = 1: there only strided 1 × 1 "
      "projections are left, which see one corner of the image (docs/fit.md)."),
     ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
-     "Affine networks stay far below the published 0.98682; with its max-pool the network gets there."),
-    ("t of the linear and the static arms", "{t}", ASSUMED, "Not published."),
+     "Affine networks stay far below the published 0.98682; with its max-pool the network comes near."),
+    ("t of the linear and the static arms", "{t}", ASSUMED,
+     "Not published. Static t = 0.995 gives the published curve where it is validated by batch (docs/fit.md)."),
     ("Shape of the schedules", "{schedule}", ASSUMED, "Published are the start (0.9, 0.5) and the end (0)."),
     ("Width, kernel, padding and skips of the shallow networks", "{shallow}", INFERRED,
      "Not published. Fitted to the published curves; of the shallow networks none was found that fits at noise level."),
     ("Validation", "in eval mode; with BatchNorm also by the statistics of each batch", ASSUMED,
-     "Published validation accuracies near t = 0 look like those of a network left in training mode (docs/fit.md). "
+     "Published validation accuracies at small t, and with static t, look like those of networks left in training mode "
+     "(docs/fit.md). "
      "Verdicts are on eval mode."),
     ("First and last epoch of the figures over t", "epochs 1 and 2", INFERRED, "The paper trains 2 epochs there."),
 )  # fmt: skip
