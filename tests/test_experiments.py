@@ -50,7 +50,8 @@ def test_unknown_experiment_is_refused():
 def test_scheduled_arms_end_at_0_and_the_static_one_stays():
     trials = experiments.trials(load(), "schedule_comparison")
     assert [(trial.arm, trial.strengths[0], trial.strengths[-1]) for trial in trials] == [
-        ("static", 0.5, 0.5),
+        ("static", 0.995, 0.995),
+        ("static_0.5", 0.5, 0.5),
         ("scheduled_from_0.9", 0.9, 0.0),
         ("scheduled_from_0.5", 0.5, 0.0),
     ]

@@ -1,14 +1,15 @@
 """What is measured on a trained network: with its skips removed, collapsed to one layer, or why it cannot be."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from skipfold.collapse import affine_residual, collapse
 from skipfold.data import Dataset, to_input
 from skipfold.errors import NotAffineError
-from skipfold.homotopy import skip_strengths
 from skipfold.networks import AFFINE, INPUT_SHAPE, PUBLISHED_AS_AFFINE
 from skipfold.removal import strip
 from skipfold.trial import Trial
@@ -28,8 +29,9 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 def measure_trained(trial: Trial, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
     """The `final` part of a trial's record: what only the trained network can tell."""
-    if trial.schedule != "static" and skip_strengths(model):
-        return _without_skips(model, dataset)
+    if trial.experiment == "schedule_comparison":
+        without = _without_skips(model, dataset) if trial.schedule != "static" else {}
+        return {**without, "reestimated_val_accuracy": reestimated(model, dataset)}
     if trial.network in AFFINE:
         return _collapsed(model, dataset)
     if trial.network == PUBLISHED_AS_AFFINE:
@@ -44,6 +46,20 @@ def _without_skips(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
         "skips_removed_val_accuracy": accuracy(after, dataset.val_labels),
         "skips_removed_max_difference": float((before - after).abs().max()),
     }
+
+
+def reestimated(model: nn.Module, dataset: Dataset, batch: int = 2500) -> float:
+    """Validation accuracy in eval mode once BatchNorm's running statistics are means over all training images.
+
+    They are taken over batches of `batch` by torch's `update_bn`, in a copy of `model`.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # A network in training does without.
+            module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=module.running_mean.device)
+    update_bn(map(to_input, dataset.train_images.split(batch)), model)
+    return accuracy(predict(model, dataset.val_images), dataset.val_labels)
 
 
 def _collapsed(model: nn.Module, dataset: Dataset) -> dict[str, Any]:

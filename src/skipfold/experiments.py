@@ -130,12 +130,18 @@ def _linear_arm(config: Mapping[str, Any], wanted: Mapping[str, Any], network: s
 
 def _schedule_arms(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     network = as_trained(config, wanted["network"])
-    static = {"arm": "static", "schedule": "static", "t": float(wanted["static_t"]), **network}
+    static = [
+        {"arm": arm, "schedule": "static", "t": t, **network}
+        for arm, t in [
+            ("static", float(wanted["static_t"])),
+            *((f"static_{t}", t) for t in map(float, wanted.get("other_static_t", []))),
+        ]
+    ]
     scheduled = [
         {"arm": f"scheduled_from_{start}", "schedule": wanted["shape"], "t": start, **network}
         for start in map(float, wanted["starts"])
     ]
-    return [static, *scheduled]
+    return [*static, *scheduled]
 
 
 def _accuracy_vs_t_arms(config: Mapping[str, Any], wanted: Mapping[str, Any], network: str) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ WITH_BATCHNORM = ("val_batch_loss", "val_batch_accuracy")
 FINAL = (
     "skips_removed_val_accuracy",
     "skips_removed_max_difference",
+    "reestimated_val_accuracy",
     "collapsed_val_accuracy",
     "collapsed_equal_argmax",
     "collapsed_max_difference",
@@ -64,6 +65,7 @@ SPLITS = {
     "val": "val_accuracy",
     "val_batch": "val_batch_accuracy",
     "val_skips_removed": "skips_removed_val_accuracy",
+    "val_reestimated": "reestimated_val_accuracy",
     "val_collapsed": "collapsed_val_accuracy",
 }
 """What `split` means in an aggregated table, by the column of the tidy one."""
