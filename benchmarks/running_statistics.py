@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import update_bn
 
 from skipfold import config, experiments
-from skipfold.data import load, to_input
-from skipfold.evaluation import accuracy, predict
+from skipfold.data import load
+from skipfold.evaluation import reestimated
 from skipfold.training import Learner
 from skipfold.trial import Trial
 
@@ -41,15 +40,6 @@ def validate(learner: Learner) -> str:
     learner.cursor.copy_(cursor)
     learner.totals.copy_(totals)
     return f"{by_batch:.4f}, {in_eval:.4f}"
-
-
-def reestimated(learner: Learner, batch_size: int) -> float:
-    """Validation accuracy in eval mode with statistics that are means over all training images."""
-    dataset = learner.dataset
-    for norm in learner.norms:
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)  # which a learner does without
-    update_bn(map(to_input, dataset.train_images.split(batch_size)), learner.model)
-    return accuracy(predict(learner.model, dataset.val_images), dataset.val_labels)
 
 
 def main() -> None:
@@ -77,7 +67,7 @@ def main() -> None:
         learner.step(sizes[-1])
         ((_, trained),) = learner.means(learner.trained_images)
         print(f"{number:5d}  {trained:8.4f}  {before}  {validate(learner)}", flush=True)
-    print(f"in eval mode with statistics estimated anew: {reestimated(learner, trial.batch_size):.4f}")
+    print(f"in eval mode with statistics estimated anew: {reestimated(learner.network(0), dataset):.4f}")
 
 
 if __name__ == "__main__":

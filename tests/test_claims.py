@@ -133,6 +133,18 @@ def test_validation_by_batch_is_said_beside_the_verdict(results):
     assert "batch" not in verdict(results, "cnn3_vs_t_curve")["remark"]
 
 
+def test_statistics_estimated_anew_are_said_beside_the_verdict(results):
+    frame = trials("schedule_comparison")
+    at_end = frame["epoch"] == frame["epochs"]
+    frame["reestimated_val_accuracy"] = frame["val_accuracy"].where(at_end)
+    frame.loc[at_end & (frame["arm"] == "scheduled_from_0.5"), "val_accuracy"] -= 0.05
+    statistics.write(frame, results / "tables" / "schedule_comparison_trials.csv")
+    row = verdict(results, "scheduled_from_0.5_level")
+    assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.00058 - 0.05)
+    assert row["remark"].endswith("with running statistics estimated anew 0.00058, within the limit")
+    assert "anew" not in verdict(results, "scheduled_from_0.5_curve")["remark"]
+
+
 def test_a_missing_value_of_t_is_named(results):
     frame = trials("accuracy_vs_t_resnet34")
     statistics.write(frame[frame["t"] != 0.7], results / "tables" / "accuracy_vs_t_resnet34_trials.csv")

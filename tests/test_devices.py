@@ -143,7 +143,7 @@ def dataset():
 )
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_trial_stays_on_its_device(network, optimizer, count):
-    trial = Trial("devices", "any", 1, network, schedule="linear", t=0.5, optimizer=optimizer)
+    trial = Trial("schedule_comparison", "any", 1, network, schedule="linear", t=0.5, optimizer=optimizer)
     learner = Learner(trial, dataset(), count=count)
     learner.begin([0.5], [torch.randperm(100)])
     for size in (64, 36):

@@ -63,6 +63,19 @@ def test_removed_skips_are_marked():
     assert "skips removed" not in texts(figures.schedule_comparison(ours))
 
 
+def test_statistics_estimated_anew_are_marked():
+    ours = table("schedule_comparison")
+    anew = ours[ours["epoch"] == 10].assign(split="val_reestimated", mean=0.5)
+    figure = figures.schedule_comparison(pd.concat([ours, anew]))
+    assert "running statistics estimated anew" in texts(figure)
+    marks = [line for line in figure.axes[0].lines if line.get_marker() == "+"]
+    assert [list(line.get_ydata()) for line in marks] == [[0.5]] * 3
+
+
+def test_the_static_arm_says_its_t():
+    assert "static t = 0.995" in texts(figures.schedule_comparison(table("schedule_comparison").assign(t=0.995)))
+
+
 def test_validation_by_batch_has_a_panel():
     ours = table("schedule_comparison")
     by_batch = ours.assign(split="val_batch", mean=ours["mean"] - 0.01)

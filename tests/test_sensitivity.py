@@ -49,7 +49,7 @@ def test_distances_from_the_published_points(results):
     records = {trial: record(trial, 0.01, 0.002) for trial in in_use.trials}
     records |= {trial: record(trial, 0.03, None) for trial in other.trials}
     table = sensitivity.table([in_use, other], records, PUBLISHED, results, "paper")
-    assert list(table["alternative"]) == ["0.5", "0.7"] and list(table["chosen"]) == [True, False]
+    assert list(table["alternative"]) == ["0.995", "0.7"] and list(table["chosen"]) == [True, False]
     assert list(table["rmse"]) == pytest.approx([0.01, 0.03])
     assert table["rmse_by_batch"][0] == pytest.approx(0.002)
     assert pd.isna(table["rmse_by_batch"][1])  # such records have no validation by batch

@@ -112,23 +112,31 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
     remarks = [found.remark]
     if math.isfinite(found.low) and len({holds(x) for x in (found.low, found.value, found.high)}) > 1:
         remarks.append("the interval crosses the limit")
-    if (batch := _by_batch(check, results, published)) is not None:
-        sides = "within" if holds(batch) else "outside"
-        remarks.append(f"with the statistics of each batch {batch:.5f}, {sides} the limit")
+    for split, how in OTHERWISE.items():
+        if (otherwise := _otherwise(check, split, results, published)) is not None:
+            sides = "within" if holds(otherwise) else "outside"
+            remarks.append(f"{how} {otherwise:.5f}, {sides} the limit")
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
     row |= {"verdict": REPRODUCED if holds(found.value) else NOT_REPRODUCED, "remark": "; ".join(filter(None, remarks))}
     return row | numbers | statistics.stamp(found.rows)
 
 
-def _by_batch(check: dict[str, Any], results: Path, published: Path) -> float | None:
-    """The value of `check` where validation images are normalized as in training; None where that was not measured."""
+OTHERWISE = {
+    "val_batch": "with the statistics of each batch",
+    "val_reestimated": "with running statistics estimated anew",
+}
+"""Splits that a check in eval mode is told of as well, and how they are measured."""
+
+
+def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path) -> float | None:
+    """The value of `check` with validation measured as `split` has it; None where that was not measured."""
     measure = check["measure"]
     selections = {key: measure[key] for key in ("of", "minus") if key in measure}
     if measure["kind"] not in OF_TRAINED or any("split" in selection for selection in selections.values()):
         return None
-    by_batch = {key: selection | {"split": "val_batch"} for key, selection in selections.items()}
+    moved = {key: selection | {"split": split} for key, selection in selections.items()}
     try:
-        return MEASURES[measure["kind"]](check | {"measure": measure | by_batch}, results, published).value
+        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, results, published).value
     except NotRun:
         return None
 

@@ -41,10 +41,17 @@ LOOKS = {
     "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", "#c2571a", "D", (0, (6, 1.5))),
     "cnn3": Look("3-layer linear CNN with skips", "#4f9e8f", "s", (0, (4, 1.5))),
     "perceptron": Look("perceptron", "#8a6bb1", "^", (0, (1, 1.2))),
-    "static": Look("static t", "#0b3c6f", "o", "-"),
+    "static": Look("static t = {t:g}", "#0b3c6f", "o", "-"),
+    "static_0.5": Look("static t = 0.5", "#8a6bb1", "D", (0, (6, 1.5))),
     "scheduled_from_0.9": Look("t from 0.9 to 0", "#c2571a", "s", (0, (4, 1.5))),
     "scheduled_from_0.5": Look("t from 0.5 to 0", "#4f9e8f", "^", (0, (1, 1.2))),
 }
+
+OF_TRAINED = {
+    "val_skips_removed": ("skips removed", "x", 0.3),
+    "val_reestimated": ("running statistics estimated anew", "+", 0.45),
+}
+"""Splits measured once on the trained network: label, marker, and how far to the right of its last epoch."""
 
 TITLES = {
     "resnet34": "ResNet34",
@@ -148,7 +155,7 @@ def linear_comparison(
 def schedule_comparison(
     aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
 ) -> Figure:
-    """Validation accuracy per epoch with static and with scheduled t; a cross, to the right, with the skips removed.
+    """Validation accuracy per epoch with static and with scheduled t; to the right, OF_TRAINED.
 
     Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
     """
@@ -163,13 +170,15 @@ def schedule_comparison(
             panels[0].set_xlabel("")
             panels[0].set_title("in eval mode, as deployed", fontsize="small")
             panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
-        removed = aggregate[aggregate["split"] == "val_skips_removed"]
         extra = []
-        if len(removed):
-            for _, row in removed.iterrows():
-                color = LOOKS[row["arm"]].color if row["arm"] in LOOKS else "black"
-                axes.plot(row["epoch"] + 0.3, row["mean"], "x", color=color, markersize=7, markeredgewidth=1.6)
-            extra = [Line2D([], [], marker="x", linestyle="", color="black", markersize=7, label="skips removed")]
+        for split, (label, marker, right) in OF_TRAINED.items():
+            style = {"marker": marker, "linestyle": "", "markersize": 7, "markeredgewidth": 1.6}
+            rows = aggregate[aggregate["split"] == split]
+            for row in rows.itertuples():
+                color = LOOKS[row.arm].color if row.arm in LOOKS else "black"
+                axes.plot(row.epoch + right, row.mean, color=color, **style)
+            if len(rows):
+                extra.append(Line2D([], [], color="black", label=label, **style))
         network = aggregate["network"].iloc[0]
         title = f"{TITLES.get(network, network)}: validation accuracy with static and scheduled t"
         _legend(figure, axes, title, published is not None, extra)
@@ -187,6 +196,7 @@ def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | No
             theirs = published[published["arm"] == arm].sort_values("epoch")
             _draw_published(axes, theirs["epoch"], theirs["mean"], look, line=True)
         points = ours[ours["arm"] == arm].sort_values("epoch")
+        look = look._replace(label=look.label.format(t=points["t"].iloc[0]))
         _draw(axes, points["epoch"] + 0.05 * (position - (len(arms) - 1) / 2), points, look)
     last = int(max(ours["epoch"].max(), 0 if published is None else published["epoch"].max()))
     axes.set_xticks(range(1, last + 1))

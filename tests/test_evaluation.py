@@ -1,0 +1,55 @@
+"""Running statistics estimated anew are those of the training images, whatever they were before."""
+
+import copy
+
+import torch
+from torch import nn
+
+from skipfold.data import Dataset
+from skipfold.evaluation import accuracy, predict, reestimated
+from skipfold.training import Learner
+from skipfold.trial import Trial
+
+
+def images(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator),
+        torch.randint(10, (count,), generator=generator),
+    )
+
+
+def dataset():
+    return Dataset("random", *images(600, 0), *images(400, 1), {})
+
+
+def network():
+    """One BatchNorm over the pixels, with running statistics that belong to other images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 24, 10))
+    model[1].running_mean.fill_(3.0)
+    model[1].num_batches_tracked = None
+    return model.eval()
+
+
+def test_statistics_are_the_means_over_batches():
+    data, model = dataset(), network()
+    by_hand = copy.deepcopy(model)
+    outputs = [by_hand[0](part.float() / 255) for part in data.train_images.split(200)]
+    norm = by_hand[1]
+    norm.running_mean.copy_(torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0))
+    norm.running_var.copy_(torch.stack([out.transpose(0, 1).flatten(1).var(1) for out in outputs]).mean(0))
+    expected = accuracy(predict(by_hand, data.val_images), data.val_labels)
+    assert reestimated(model, data, batch=200) == expected
+    assert expected != accuracy(predict(model, data.val_images), data.val_labels)
+
+
+def test_the_network_stays_as_it_was():
+    data = dataset()
+    learner = Learner(Trial("schedule_comparison", "static", 0, "resnet18", t=0.5), data)
+    model = learner.network(0).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = reestimated(model, data)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()) and not model.training
+    model.layer1[0].bn1.running_mean += 1
+    assert reestimated(model, data) == found
