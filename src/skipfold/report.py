@@ -89,8 +89,8 @@ ASSUMPTIONS = (
      "Affine networks stay far below the published 0.98682; with its max-pool the network comes near."),
     ("t of the linear networks over epochs", "{t_linear}", ASSUMED, "Not published."),
     ("Static t beside the schedules", "{t_static}", INFERRED,
-     "By the published curve, which t = 0.995 gives where it is validated by batch, and t = 0.5, a stronger network, "
-     "does not (docs/fit.md)."),
+     "By the published curve: validated by batch, t = 0.995 is on it; t = 0.5 ends higher, and is shown beside it "
+     "(docs/fit.md)."),
     ("Shape of the schedules", "{schedule}", ASSUMED, "Published are the start (0.9, 0.5) and the end (0)."),
     ("Width, kernel, padding and skips of the shallow networks", "{shallow}", INFERRED,
      "Not published. Fitted to the published curves; of the shallow networks none was found that fits at noise level."),
