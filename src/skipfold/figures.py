@@ -48,10 +48,10 @@ LOOKS = {
 }
 
 OF_TRAINED = {
-    "val_skips_removed": ("skips removed", "x", 0.3),
-    "val_reestimated": ("running statistics estimated anew", "+", 0.45),
+    "val_skips_removed": ("skips removed", "x", 0),
+    "val_reestimated": ("running statistics estimated anew", "+", -1),
 }
-"""Splits measured once on the trained network: label, marker, and how far to the right of its last epoch."""
+"""Splits measured once on the trained network: label, marker, and the panel that has the scale for them."""
 
 TITLES = {
     "resnet34": "ResNet34",
@@ -155,7 +155,8 @@ def linear_comparison(
 def schedule_comparison(
     aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
 ) -> Figure:
-    """Validation accuracy per epoch with static and with scheduled t; to the right, OF_TRAINED.
+    """Validation accuracy per epoch with static and with scheduled t; to the right of the last
+    epoch, OF_TRAINED.
 
     Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
     """
@@ -171,12 +172,12 @@ def schedule_comparison(
             panels[0].set_title("in eval mode, as deployed", fontsize="small")
             panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
         extra = []
-        for split, (label, marker, right) in OF_TRAINED.items():
+        for split, (label, marker, panel) in OF_TRAINED.items():
             style = {"marker": marker, "linestyle": "", "markersize": 7, "markeredgewidth": 1.6}
             rows = aggregate[aggregate["split"] == split]
             for row in rows.itertuples():
                 color = LOOKS[row.arm].color if row.arm in LOOKS else "black"
-                axes.plot(row.epoch + right, row.mean, color=color, **style)
+                panels[panel].plot(row.epoch + 0.3, row.mean, color=color, **style)
             if len(rows):
                 extra.append(Line2D([], [], color="black", label=label, **style))
         network = aggregate["network"].iloc[0]
