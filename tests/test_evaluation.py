@@ -53,3 +53,8 @@ def test_the_network_stays_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()) and not model.training
     model.layer1[0].bn1.running_mean += 1
     assert reestimated(model, data) == found
+
+
+def test_no_batch_is_a_single_image():
+    model = Learner(Trial("schedule_comparison", "static", 0, "resnet18", t=0.5), dataset()).network(0)
+    assert 0 <= reestimated(model, dataset(), batch=599) <= 1  # BatchNorm refuses one value a channel

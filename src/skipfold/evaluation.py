@@ -51,14 +51,15 @@ def _without_skips(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
 def reestimated(model: nn.Module, dataset: Dataset, batch: int = 2500) -> float:
     """Validation accuracy in eval mode once BatchNorm's running statistics are means over all training images.
 
-    They are taken over batches of `batch` by torch's `update_bn`, in a copy of `model`.
+    They are taken over equal batches of at most `batch` by torch's `update_bn`, in a copy of `model`.
     """
+    batches = dataset.train_images.tensor_split(-(-len(dataset.train_images) // batch))
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             # A network in training does without.
             module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=module.running_mean.device)
-    update_bn(map(to_input, dataset.train_images.split(batch)), model)
+    update_bn(map(to_input, batches), model)
     return accuracy(predict(model, dataset.val_images), dataset.val_labels)
 
 
