@@ -30,11 +30,11 @@ CUDA = torch.device("cuda")
 
 
 class FakeTensors(FakeTensorMode):
-    """Tensors made in it have no values; what Python reads of them is 0, or True."""
+    """Tensors made in it have no values; what Python reads of them is 0, or True, or 1 of a whole number."""
 
     def dispatch(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True if args[0].dtype is torch.bool else 0.0
+            return {torch.bool: True, torch.int64: 1}.get(args[0].dtype, 0.0)
         if func is torch.ops.aten._fused_sgd_.default:  # not written for fake tensors; changes its arguments
             assert all(tensor.is_cuda for held in args[:3] for tensor in held)
             return None
