@@ -130,13 +130,8 @@ def _linear_arm(config: Mapping[str, Any], wanted: Mapping[str, Any], network: s
 
 def _schedule_arms(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     network = as_trained(config, wanted["network"])
-    static = [
-        {"arm": arm, "schedule": "static", "t": t, **network}
-        for arm, t in [
-            ("static", float(wanted["static_t"])),
-            *((f"static_{t}", t) for t in map(float, wanted.get("other_static_t", []))),
-        ]
-    ]
+    strengths = {"static": wanted["static_t"], **{f"static_{float(t)}": t for t in wanted.get("other_static_t", [])}}
+    static = [{"arm": arm, "schedule": "static", "t": float(t), **network} for arm, t in strengths.items()]
     scheduled = [
         {"arm": f"scheduled_from_{start}", "schedule": wanted["shape"], "t": start, **network}
         for start in map(float, wanted["starts"])
