@@ -12,11 +12,12 @@ from skipfold.data import Dataset, to_input
 from skipfold.errors import NotAffineError
 from skipfold.networks import AFFINE, INPUT_SHAPE, PUBLISHED_AS_AFFINE
 from skipfold.removal import strip
+from skipfold.training import EVALUATION_BATCH
 from skipfold.trial import Trial
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor, batch: int = 2500) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, batch: int = EVALUATION_BATCH) -> torch.Tensor:
     """Logits [N, 10] of uint8 images [N, 1, 28, 28], in eval mode."""
     model.eval()
     return torch.cat([model(to_input(part)) for part in images.split(batch)])
@@ -48,7 +49,7 @@ def _without_skips(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def reestimated(model: nn.Module, dataset: Dataset, batch: int = 2500) -> float:
+def reestimated(model: nn.Module, dataset: Dataset, batch: int = EVALUATION_BATCH) -> float:
     """Validation accuracy in eval mode once BatchNorm's running statistics are means over all training images.
 
     They are taken over equal batches of at most `batch` by torch's `update_bn`, in a copy of `model`.

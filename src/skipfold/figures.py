@@ -42,12 +42,12 @@ LOOKS = {
     "cnn3": Look("3-layer linear CNN with skips", "#4f9e8f", "s", (0, (4, 1.5))),
     "perceptron": Look("perceptron", "#8a6bb1", "^", (0, (1, 1.2))),
     "static": Look("static t = {t:g}", "#0b3c6f", "o", "-"),
-    "static_0.5": Look("static t = 0.5", "#8a6bb1", "D", (0, (6, 1.5))),
+    "static_0.5": Look("static t = {t:g}", "#8a6bb1", "D", (0, (6, 1.5))),
     "scheduled_from_0.9": Look("t from 0.9 to 0", "#c2571a", "s", (0, (4, 1.5))),
     "scheduled_from_0.5": Look("t from 0.5 to 0", "#4f9e8f", "^", (0, (1, 1.2))),
 }
 
-OF_TRAINED = {
+AT_END = {
     "val_skips_removed": ("skips removed", "x", 0),
     "val_reestimated": ("running statistics estimated anew", "+", -1),
 }
@@ -155,8 +155,7 @@ def linear_comparison(
 def schedule_comparison(
     aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
 ) -> Figure:
-    """Validation accuracy per epoch with static and with scheduled t; to the right of the last
-    epoch, OF_TRAINED.
+    """Validation accuracy per epoch with static and with scheduled t; right of the last epoch, AT_END.
 
     Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
     """
@@ -172,7 +171,7 @@ def schedule_comparison(
             panels[0].set_title("in eval mode, as deployed", fontsize="small")
             panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
         extra = []
-        for split, (label, marker, panel) in OF_TRAINED.items():
+        for split, (label, marker, panel) in AT_END.items():
             style = {"marker": marker, "linestyle": "", "markersize": 7, "markeredgewidth": 1.6}
             rows = aggregate[aggregate["split"] == split]
             for row in rows.itertuples():
