@@ -80,6 +80,16 @@ def test_a_value_that_is_in_use_is_no_alternative():
     assert [(option.value, option.chosen) for option in experiments.options(settings)] == [(0.5, True), (0.1, False)]
 
 
+def test_an_assumption_may_have_its_own_trials_and_t():
+    own = (
+        "{key: drop_last, figure: accuracy_vs_t_cnn3, alternatives: [false], trials: 3, t: [0.2]},"
+        "{key: drop_last, figure: accuracy_vs_t_cnn3, alternatives: [false]}"
+    )
+    settings = load("trials=5", "sensitivity.trials=1", "sensitivity.t=[0.1, 0.9]", f"sensitivity.assumptions=[{own}]")
+    found = [[(trial.t, trial.index) for trial in option.trials] for option in experiments.options(settings)]
+    assert found == 2 * [[(0.2, 0), (0.2, 1), (0.2, 2)]] + 2 * [[(0.1, 0), (0.9, 0)]]
+
+
 def test_unknown_arm_of_an_assumption_is_refused():
     with pytest.raises(ConfigError, match="resnet34_linear_maxpool"):
         load(

@@ -75,23 +75,23 @@ def options(config: Mapping[str, Any]) -> list[Option]:
         key = assumption["key"]
         chosen = get(config, key)
         for value in [chosen, *(other for other in assumption["alternatives"] if other != chosen)]:
-            scored = _scored(put(config, key, value), config[SENSITIVITY], assumption)
+            scored = _scored(put(config, key, value), {**config[SENSITIVITY], **assumption})
             found.append(Option(key, value, value == chosen, assumption["figure"], scored))
     return found
 
 
-def _scored(config: Mapping[str, Any], limits: Mapping[str, Any], assumption: Mapping[str, Any]) -> tuple[Trial, ...]:
+def _scored(config: Mapping[str, Any], assumption: Mapping[str, Any]) -> tuple[Trial, ...]:
     """The first trials of the assumption's figure, at the arms or the values of t that score it."""
     figure, arms = assumption["figure"], assumption.get("arms")
     wanted = config["experiments"].get(figure, {})
     if figure.startswith(ACCURACY_VS_T) and wanted:
-        config = put(config, f"experiments.{figure}", {**wanted, "t": limits["t"]})
+        config = put(config, f"experiments.{figure}", {**wanted, "t": assumption["t"]})
     found = trials(config, figure)
     known = dict.fromkeys(trial.arm for trial in found)
     for arm in arms or []:
         if arm not in known:
             raise ConfigError(f"{SENSITIVITY}: {figure} has no arm {arm!r}; allowed are {', '.join(known)}")
-    return tuple(trial for trial in found if trial.index < limits["trials"] and (arms is None or trial.arm in arms))
+    return tuple(trial for trial in found if trial.index < assumption["trials"] and (arms is None or trial.arm in arms))
 
 
 def t_values(spec: Mapping[str, Any] | list[float]) -> list[float]:
