@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, certify
 from skipfold.errors import ConfigError, SkipError
+from skipfold.graphs import own_graph, sources
 from skipfold.schedules import check_strength
 from skipfold.subject import first_line
 
@@ -170,7 +171,7 @@ def _converted(module: nn.Module, skip) -> nn.Module | None:
     """`module` with its skips weighted, in its own mode; None where it adds none."""
     if type(module) in ORDER:
         return HomotopyBlock(module, skip()).train(module.training)
-    graph = _Shallow().trace(module)
+    graph = own_graph(module)
     adds = [(node, first) for node in graph.nodes if (first := _residual(module, node)) is not None]
     if not adds:
         return None
@@ -189,13 +190,6 @@ def names(stem: str) -> Iterator[str]:
     return itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
 
 
-class _Shallow(fx.Tracer):
-    """Reads one module's own forward; its submodules stay whole."""
-
-    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return True
-
-
 def _residual(module: nn.Module, node: fx.Node) -> int | None:
     """Which argument of `node` is F where it adds F and skip: both read one value, F through more weight layers."""
     sides = node.args
@@ -207,17 +201,6 @@ def _residual(module: nn.Module, node: fx.Node) -> int | None:
         return None
     layers = [sum(_weight_layers(module, source) for source in mine - shared) for mine in read]
     return None if layers[0] == layers[1] else layers.index(max(layers))
-
-
-def sources(node: fx.Node) -> set[fx.Node]:
-    """`node` and everything that it is computed from, in its torch.fx graph."""
-    found, waiting = set(), [node]
-    while waiting:
-        source = waiting.pop()
-        if source not in found:
-            found.add(source)
-            waiting += source.all_input_nodes
-    return found
 
 
 def _weight_layers(module: nn.Module, node: fx.Node) -> int:

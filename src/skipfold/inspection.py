@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from skipfold.errors import ExportError, SkipError
 from skipfold.figures import STYLE
-from skipfold.homotopy import HomotopyBlock, insert_skips, skips, sources
+from skipfold.graphs import sources
+from skipfold.homotopy import HomotopyBlock, insert_skips, skips
 from skipfold.recursion import SkipCNN
 
 WIDEST = 5.0

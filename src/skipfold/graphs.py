@@ -1,0 +1,84 @@
+"""One module's own forward as a torch.fx graph, in training and in eval mode alike."""
+
+import operator
+import random
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from skipfold.errors import SkipError
+
+
+def own_graph(module: nn.Module) -> fx.Graph:
+    """The forward of `module`, its submodules kept whole; where it depends on self.training, so does the graph.
+
+    torch.fx runs a forward once, in Python: a value that depends on the mode would be fixed, as would a random number.
+    So it is read in both modes. Raises SkipError where they run other operators, or where random numbers are drawn
+    outside of submodules, and whatever torch.fx raises.
+    """
+    modes = {each: each.training for each in module.modules()}
+    states = _random_states()
+    try:
+        in_training, in_eval = (_Shallow().trace(module.train(mode)) for mode in (True, False))
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+    if _random_states() != states:
+        raise SkipError("it draws random numbers itself; let a submodule draw them")
+    return _merged(module, in_training, in_eval)
+
+
+def sources(node: fx.Node) -> set[fx.Node]:
+    """`node` and everything that it is computed from, in its torch.fx graph."""
+    found, waiting = set(), [node]
+    while waiting:
+        source = waiting.pop()
+        if source not in found:
+            found.add(source)
+            waiting += source.all_input_nodes
+    return found
+
+
+class _Shallow(fx.Tracer):
+    """Reads one module's own forward; its submodules stay whole."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return True
+
+
+def _random_states() -> tuple:
+    return torch.get_rng_state().tolist(), random.getstate()
+
+
+def _merged(module: nn.Module, in_training: fx.Graph, in_eval: fx.Graph) -> fx.Graph:
+    """`in_training` with a choice by self.training in the place of each constant that is another one in eval mode."""
+    same = dict(zip(in_eval.nodes, in_training.nodes, strict=False))
+    if len(in_training.nodes) != len(in_eval.nodes) or not all(_alike(module, *pair) for pair in same.items()):
+        raise SkipError("it runs other operators in training mode than in eval mode; let a submodule do so")
+    for theirs, ours in same.items():
+        given, spec = tree_flatten((ours.args, ours.kwargs))
+        found, other = tree_flatten(fx.map_arg((theirs.args, theirs.kwargs), same.__getitem__))
+        if spec != other:
+            raise SkipError("it calls an operator otherwise in training mode than in eval mode; let a submodule do so")
+        with in_training.inserting_before(ours):
+            values = [_chosen(in_training, *pair) for pair in zip(given, found, strict=True)]
+        ours.args, ours.kwargs = tree_unflatten(values, spec)
+    return in_training
+
+
+def _alike(module: nn.Module, one: fx.Node, other: fx.Node) -> bool:
+    """Whether both run the same operator, or read the same value; each reading names a constant tensor anew."""
+    if one.op != other.op or one.target == other.target:
+        return one.op == other.op
+    values = [getattr(module, node.target, None) for node in (one, other) if node.op == "get_attr"]
+    return len(values) == 2 and all(isinstance(value, torch.Tensor) for value in values) and torch.equal(*values)
+
+
+def _chosen(graph: fx.Graph, training, evaluating):
+    """`training`, or a node that chooses between the two constants."""
+    if training is evaluating or training == evaluating:
+        return training
+    if isinstance(training, fx.Node) or isinstance(evaluating, fx.Node):
+        raise SkipError("it reads other values in training mode than in eval mode; let a submodule do so")
+    return graph.call_function(operator.getitem, ((evaluating, training), graph.get_attr("training")))

@@ -1,0 +1,112 @@
+"""graphs: a forward that depends on self.training is read as such, and one that cannot be is refused."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from skipfold.errors import SkipError
+from skipfold.homotopy import insert_skips, to_homotopy
+from skipfold.removal import remove_skips
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.rest = nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return x + self.residual(self.rest(self.conv(x)))
+
+
+class Dropping(Block):
+    def residual(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+class DroppingByRate(Block):
+    def residual(self, x):
+        return F.dropout(x, p=0.5 if self.training else 0.0)
+
+
+class Shrinking(Block):
+    def residual(self, x):
+        return x * (1.0 if self.training else 0.25)
+
+
+class Weighing(Block):
+    def residual(self, x):
+        return x * torch.arange(2.0).reshape(2, 1, 1)
+
+
+class WeighingByMode(Block):
+    def residual(self, x):
+        return x * torch.full((2, 1, 1), 1.0 if self.training else 0.5)
+
+
+class Branching(Block):
+    def residual(self, x):
+        return F.dropout(x, 0.5) if self.training else x
+
+
+class Reading(Block):
+    def residual(self, x):
+        return [self.conv(x), self.rest(x)][self.training]
+
+
+class Calling(Block):
+    def residual(self, x):
+        return torch.clamp(x, **({"min": -1.0} if self.training else {"max": 1.0}))
+
+
+class Drawing(Block):
+    def residual(self, x):
+        return x * float(torch.rand(()))
+
+
+class DrawingInPython(Block):
+    def residual(self, x):
+        return x * random.random()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [Dropping, DroppingByRate, Shrinking, Weighing])
+def test_the_result_follows_its_mode_whatever_the_mode_it_was_read_in(kind, training):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(kind()).train(training), torch.randn(3, 2, 5, 5)
+    result, _ = to_homotopy(model, (2, 5, 5), normalize=True)
+    assert all(module.training == training for module in (*model.modules(), *result.modules()))
+    for mode in (True, False):
+        torch.manual_seed(1)
+        expected = model.train(mode)(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(result.train(mode)(x), expected)
+
+
+def test_the_mode_is_followed_without_skips_too():
+    model, _ = to_homotopy(nn.Sequential(Dropping()), (2, 5, 5), t=0.0)
+    plain, _ = remove_skips(model, (2, 5, 5))
+    x = torch.randn(3, 2, 5, 5)
+    assert torch.equal(plain(x), plain(x))
+    torch.testing.assert_close(plain(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Branching, "other operators in training mode"),
+        (WeighingByMode, "other operators in training mode"),
+        (Reading, "other values in training mode"),
+        (Calling, "otherwise in training mode"),
+        (Drawing, "random numbers"),
+        (DrawingInPython, "random numbers"),
+    ],
+)
+def test_what_would_be_fixed_once_is_refused(kind, reason):
+    model = nn.Sequential(nn.Identity(), kind()).eval()
+    with pytest.raises(SkipError, match=rf"^1: .*{kind.__name__} .*{reason}"):
+        insert_skips(model)
+    assert not any(module.training for module in model.modules())
