@@ -21,6 +21,7 @@ from skipfold.errors import (
     ExactnessError,
     InputShapeError,
     MemoryBoundError,
+    ModuleError,
     NotAffineError,
     NotConvolutionError,
     SkipError,
@@ -615,7 +616,7 @@ def test_cropped_network_tells_of_its_own_size():
 
 
 def test_errors_of_bad_input_share_a_class():
-    for error in (InputShapeError, WeightsError, MemoryBoundError, NotConvolutionError):
+    for error in (ModuleError, InputShapeError, WeightsError, MemoryBoundError, NotConvolutionError):
         assert issubclass(error, CollapseError)
     assert issubclass(TrainingModeError, NotAffineError)
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +55,7 @@ def test_what_cannot_be_is_refused(arguments, part):
         strengths(*arguments)
 
 
-@pytest.mark.parametrize("t", [0, 1, 0.5])
+@pytest.mark.parametrize("t", [0, 1, 0.5, np.float32(0.5), np.int64(1)])
 def test_strengths_in_range_become_floats(t):
     assert check_strength(t) == t and isinstance(check_strength(t), float)
 

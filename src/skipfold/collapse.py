@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from skipfold.errors import (
+    ConfigError,
     ExactnessError,
     InputShapeError,
     MemoryBoundError,
@@ -116,12 +117,15 @@ def collapse(
 
     Raises NotAffineError, naming every offending submodule, where `module` is not affine (TrainingModeError where
     BatchNorm or Dropout is in training mode). Operators unknown to the structural check count as offending unless
-    `accept_unknown`; then the residual decides, and the certificate names them. Raises WeightsError,
-    InputShapeError and MemoryBoundError on what cannot be collapsed, ExactnessError where `exact` cannot be had.
+    `accept_unknown`; then the residual decides, and the certificate names them. Raises ModuleError, WeightsError,
+    InputShapeError and MemoryBoundError on what cannot be collapsed, ExactnessError where `exact` cannot be had,
+    ConfigError on fewer than 1 of `probes`.
     """
     start = time.perf_counter()
     shape = sample_shape(example)
     dtype, device = dtype_and_device(module, example)
+    if probes < 1:
+        raise ConfigError(f"probes: {probes!r} given; a whole number of at least 1 is allowed")
     if exact and not isinstance(module, SkipCNN):
         raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
     with certifying(device):

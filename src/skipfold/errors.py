@@ -49,6 +49,10 @@ class CollapseError(SkipfoldError):
     """A module, its input or the memory allowed does not let it be collapsed; its subclasses say which."""
 
 
+class ModuleError(CollapseError):
+    """What is given is not a module of Python code, or cannot be copied."""
+
+
 class InputShapeError(CollapseError):
     """The module does not take inputs of the shape given, or does not give one tensor."""
 

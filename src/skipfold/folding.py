@@ -13,7 +13,7 @@ from skipfold.cropping import CroppedConv2d
 from skipfold.equality import Equality, certify
 from skipfold.errors import CollapseError, SkipError
 from skipfold.homotopy import ADDS, Skip
-from skipfold.subject import first_line
+from skipfold.subject import check_module, first_line
 
 CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 """By exact type: a subclass may do something else to its weights."""
@@ -33,13 +33,16 @@ def fold_affine(
     one kernel where they fit. What is not affine stays, and so does what no one convolution is: zeros put between two
     of them are no zeros of the input. Read by torch.fx, so the result is a torch.fx.GraphModule; t is fixed in it.
 
-    Raises SkipError where torch.fx cannot read the network, or where the result is not the same function.
+    Raises SkipError where torch.fx cannot read the network, or where the result is not the same function; ModuleError,
+    InputShapeError and WeightsError where `model` cannot be run.
     """
+    check_module(model)
 
     def convert(source: nn.Module) -> nn.Module:
         return fold(copy.deepcopy(source).eval())
 
-    return convert(model), certify("fold_affine", model, convert, example, export=export)
+    certificate = certify("fold_affine", model, convert, example, export=export)
+    return convert(model), certificate
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:

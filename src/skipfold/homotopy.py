@@ -13,7 +13,7 @@ from skipfold.equality import Equality, additions, certify
 from skipfold.errors import ConfigError, SkipError
 from skipfold.graphs import own_graph, sources
 from skipfold.schedules import check_strength
-from skipfold.subject import first_line
+from skipfold.subject import check_module, first_line
 
 ORDER = {
     BasicBlock: ("conv1", "bn1", "relu", "conv2", "bn2"),
@@ -111,8 +111,9 @@ def to_homotopy(
     `example` is a batch, or the shape of one sample. The certificate compares the rewired network, normalized and at
     equal weights, with `model`, and unless `export` is False with what torch.export makes of it. Raises SkipError where
     no skip is found, or one that has its strength, or a module that adds cannot be read, ConfigError on bad values,
-    InputShapeError and WeightsError where `model` cannot be run.
+    ModuleError, InputShapeError and WeightsError where `model` cannot be run.
     """
+    check_module(model)
     if held := skips(model):
         raise SkipError(f"the network has skip strengths already, in {', '.join(held)}; use set_skip_strength")
     among = set(additions(model, example)) - set(leave)

@@ -13,7 +13,7 @@ from skipfold.errors import SkipError
 from skipfold.folding import fold_batchnorm
 from skipfold.homotopy import HomotopyBlock, Skip, names, skip_strengths, skips
 from skipfold.recursion import SkipCNN
-from skipfold.subject import sample_shape
+from skipfold.subject import check_module, sample_shape
 
 
 def remove_skips(
@@ -32,8 +32,9 @@ def remove_skips(
     makes of the result too.
 
     Raises SkipError, naming the blocks, where a t is not 0, and where the result is not the same function;
-    InputShapeError and WeightsError where `model` cannot be run.
+    ModuleError, InputShapeError and WeightsError where `model` cannot be run.
     """
+    check_module(model)
     shape = sample_shape(example)
 
     def convert(source: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """The skip strength t over the time of a training: static, or decreasing (the homotopy)."""
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +72,6 @@ def strengths(shape: str, start: float, epochs: int) -> list[float]:
 
 def check_strength(t: object, name: str = "t") -> float:
     """`t` as a float; raises ConfigError unless it is a number in [0, 1]."""
-    if isinstance(t, bool) or not isinstance(t, int | float) or not 0 <= t <= 1:
+    if isinstance(t, bool) or not isinstance(t, numbers.Real) or not 0 <= t <= 1:
         raise ConfigError(f"{name}: {t!r} given; a number from 0 (no skip) to 1 (skip only) is allowed")
     return float(t)

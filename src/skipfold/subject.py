@@ -2,18 +2,31 @@
 
 import contextlib
 import copy
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from skipfold.errors import InputShapeError, SkipfoldError, WeightsError
+from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, WeightsError
 
 Shape = tuple[int, ...]
 
 
+def check_module(module: object) -> None:
+    """Raises ModuleError unless `module` is an nn.Module of Python code, whose submodules are too."""
+    if not isinstance(module, nn.Module):
+        raise ModuleError(f"{type(module).__name__} given; a torch.nn.Module is allowed, so wrap what computes it")
+    for path, child in module.named_modules():
+        if isinstance(child, torch.jit.ScriptModule):
+            raise ModuleError(f"{path or 'network'}: a TorchScript module given; give the module that it was made from")
+
+
 def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None."""
+    """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None.
+
+    Raises ModuleError where it cannot be copied.
+    """
     memo = {}
     for parameter in module.parameters():
         values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
@@ -21,21 +34,33 @@ def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     for buffer in module.buffers():
         floating = dtype is not None and buffer.is_floating_point()
         memo[id(buffer)] = buffer.detach().to(dtype if floating else buffer.dtype, copy=True)
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except (RuntimeError, TypeError) as error:
+        raise ModuleError(
+            f"{type(module).__name__} cannot be copied ({first_line(error)}); hold in its attributes nothing that "
+            "was computed from its weights, as the old torch.nn.utils.weight_norm does"
+        ) from error
 
 
 def sample_shape(example: torch.Tensor | Sequence[int]) -> Shape:
     """The shape of one sample from it or from a batch; raises InputShapeError."""
-    shape = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+    given = tuple(example.shape[1:]) if isinstance(example, torch.Tensor) else example
+    try:
+        shape = tuple(operator.index(size) for size in given)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < 1:
         raise InputShapeError(
-            f"shape {shape} of one sample given; sizes of at least 1, without the batch, are allowed, e.g. (1, 28, 28)"
+            f"shape {given!r} of one sample given; sizes of at least 1, without the batch, are allowed, "
+            "e.g. (1, 28, 28)"
         )
     return shape
 
 
 def dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -> tuple[torch.dtype, torch.device]:
-    """Of the weights, or of an example tensor where there are none; raises WeightsError."""
+    """Of the weights, or of an example tensor where there are none; raises ModuleError and WeightsError."""
+    check_module(module)
     parameters = dict(module.named_parameters())
     held = parameters | dict(module.named_buffers())
     for path, tensor in held.items():

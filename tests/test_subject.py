@@ -1,0 +1,54 @@
+"""subject: what is asked of a module before anything is done with it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skipfold.collapse import collapse
+from skipfold.errors import ConfigError, InputShapeError, ModuleError
+from skipfold.folding import fold_affine
+from skipfold.homotopy import to_homotopy
+from skipfold.removal import remove_skips
+
+OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove_skips, fold_affine])
+
+
+@OPERATIONS
+@pytest.mark.parametrize("given", [None, torch.relu, nn.Linear])
+def test_what_is_no_module_is_refused(operation, given):
+    with pytest.raises(ModuleError, match=r"^\w+ given; a torch\.nn\.Module is allowed"):
+        operation(given, (2,))
+
+
+@OPERATIONS
+def test_torchscript_is_refused_by_its_path(operation):
+    model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(ModuleError, match=r"^1: a TorchScript module given"):
+        operation(model, (2,))
+
+
+@OPERATIONS
+def test_what_cannot_be_copied_is_refused(operation):
+    model = nn.Linear(2, 2)
+    model.cache = model.weight * 2  # as torch.nn.utils.weight_norm holds its weight
+    with pytest.raises(ModuleError, match="Linear cannot be copied"):
+        operation(model, (2,))
+
+
+@OPERATIONS
+@pytest.mark.parametrize("shape", [None, 4, "28", (), (2, 0), (2, -1), (2.0,)])
+def test_shapes_that_are_none_are_refused(operation, shape):
+    with pytest.raises(InputShapeError, match="of one sample given; sizes of at least 1"):
+        operation(nn.Linear(2, 2), shape)
+
+
+@pytest.mark.parametrize("shape", [[2], torch.Size([2]), tuple(np.array([2]))])
+def test_any_sequence_of_whole_numbers_is_a_shape(shape):
+    layer, _ = collapse(nn.Linear(2, 3), shape)
+    assert layer.input_shape == (2,) and type(layer.input_shape[0]) is int
+
+
+def test_no_probes_are_refused():
+    with pytest.raises(ConfigError, match="probes: 0 given"):
+        collapse(nn.Linear(2, 2), (2,), probes=0)
