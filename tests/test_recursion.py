@@ -125,9 +125,25 @@ def test_extreme_strengths(t):
         ({"skips": [(0, 2)], "t": "half"}, "t: 'half'"),
         ({"skips": [(0, 2)], "shares": {(0, 3): 1.0}}, "shares given"),
         ({"skips": [(0, 2)], "shares": {(0, 2): 0.5}}, "sum to 0.5"),
+        ({"skips": "0,2"}, r"skips '0,2' given; pairs"),
+        ({"skips": [(0, 1.5)]}, r"skips \[\(0, 1.5\)\] given; pairs"),
         ({"layers": [Layer(1, 9)]}, "kernel of 9"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, part):
     with pytest.raises(ConfigError, match=part):
         SkipCNN(**{"input_shape": (1, 6, 6), "layers": [Layer(2, 1)] * 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "part"),
+    [
+        ({"channels": 0}, "channels of a layer: 0 given; a whole number of at least 1"),
+        ({"kernel": 1.5}, "kernel of a layer: 1.5 given"),
+        ({"stride": 0}, "stride of a layer: 0 given"),
+        ({"padding": -1}, "padding of a layer: -1 given; a whole number of at least 0"),
+    ],
+)
+def test_no_convolution_has_such_numbers(numbers, part):
+    with pytest.raises(ConfigError, match=part):
+        Layer(**{"channels": 1, "kernel": 1, **numbers})

@@ -21,6 +21,7 @@ def test_what_is_no_module_is_refused(operation, given):
         operation(given, (2,))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @OPERATIONS
 def test_torchscript_is_refused_by_its_path(operation):
     model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from skipfold.errors import (
-    ConfigError,
     ExactnessError,
     InputShapeError,
     MemoryBoundError,
     NotAffineError,
     TrainingModeError,
+    check_count,
 )
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
@@ -124,8 +124,7 @@ def collapse(
     start = time.perf_counter()
     shape = sample_shape(example)
     dtype, device = dtype_and_device(module, example)
-    if probes < 1:
-        raise ConfigError(f"probes: {probes!r} given; a whole number of at least 1 is allowed")
+    check_count(probes, "probes")
     if exact and not isinstance(module, SkipCNN):
         raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
     with certifying(device):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, check_count
 from skipfold.homotopy import set_skip_strength
 from skipfold.recursion import Layer, SkipCNN
 from skipfold.resnet import resnet
@@ -34,11 +34,12 @@ def skip_cnn(
     activation: str | None = None,
 ) -> SkipCNN:
     """`hidden` convolutions of `width` channels and a fully connected last layer, written as the paper's recursion."""
+    check_count(hidden, "hidden", 0)
     layers = [Layer(width, kernel, stride, padding, bias)] * hidden
     side = 28
     for layer in layers:
         side = (side + 2 * layer.padding - layer.kernel) // layer.stride + 1
-    layers.append(Layer(CLASSES, side, bias=bias))
+    layers.append(Layer(CLASSES, max(1, side), bias=bias))  # where no side is left, SkipCNN says of which layer
     if activation not in (None, "leaky_relu"):
         raise ConfigError(f"activation: {activation!r} given; leaky_relu or null is allowed")
     return SkipCNN(INPUT_SHAPE, layers, skips, t, activation=nn.LeakyReLU() if activation else None)

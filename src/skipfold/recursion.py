@@ -1,12 +1,13 @@
 """The paper's recursion: a convolutional network in which any layer may read any earlier one."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, check_count
 from skipfold.homotopy import Skip
 
 Shape = tuple[int, int, int]
@@ -15,13 +16,20 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """One W^(i), P^(i), B^(i): zero padding of `padding` pixels a side, then a convolution."""
+    """One W^(i), P^(i), B^(i): zero padding of `padding` pixels a side, then a convolution.
+
+    Raises ConfigError on numbers that no convolution has.
+    """
 
     channels: int
     kernel: int
     stride: int = 1
     padding: int = 0
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("channels", 1), ("kernel", 1), ("stride", 1), ("padding", 0)):
+            check_count(getattr(self, name), f"SkipCNN: {name} of a layer", least)
 
 
 class SkipCNN(nn.Module):
@@ -117,7 +125,10 @@ def _shares(
     skips: Sequence[tuple[int, int]],
     shares: Mapping[tuple[int, int], float] | None,
 ) -> dict[tuple[int, int], float]:
-    skips = [tuple(skip) for skip in skips]
+    try:
+        skips = [(operator.index(k), operator.index(i)) for k, i in skips]
+    except (TypeError, ValueError):
+        raise ConfigError(f"SkipCNN: skips {skips!r} given; pairs (k, i) of layers are allowed") from None
     for k, i in skips:
         if not (0 <= k < i - 1 and 2 <= i <= depth):
             raise ConfigError(f"SkipCNN: skip {(k, i)} given; (k, i) with 0 <= k < i - 1 and i <= {depth} is allowed")

@@ -48,7 +48,7 @@ def resnet(
         ("norm", norm, NORMS),
         ("stem", stem, STEMS),
     ):
-        if value not in allowed:
+        if value not in [*allowed]:
             names = ", ".join("null" if choice is None else choice for choice in allowed)
             raise ConfigError(f"{key}: {value!r} given; allowed are {names}")
     model = ResNet(BasicBlock, DEPTHS[name], num_classes=10, norm_layer=NORMS[norm])

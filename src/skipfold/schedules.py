@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, check_count
 
 STEPS = 4
 """Levels that a stepped schedule descends through."""
@@ -45,9 +45,7 @@ class Schedule:
         check_strength(self.start, "schedule start")
         check_strength(self.end, "schedule end")
         for name, least in (("warm_up", 0), ("length", self.warm_up + 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"schedule {name}: {value!r} given; a whole number of at least {least} is allowed")
+            check_count(getattr(self, name), f"schedule {name}", least)
 
     def __call__(self, time: int) -> float:
         """t at `time`."""
@@ -62,8 +60,7 @@ def strengths(shape: str, start: float, epochs: int) -> list[float]:
 
     Raises ConfigError on an unknown shape, a start outside [0, 1], or too few epochs to reach 0.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError(f"epochs: {epochs!r} given; a whole number of at least 1 is allowed")
+    check_count(epochs, "epochs")
     schedule = Schedule(shape, start, length=max(1, epochs - 1))
     if shape != "static" and epochs == 1:
         raise ConfigError(f"schedule: {shape!r} from {start} cannot end at 0 in 1 epoch; give at least 2 epochs")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, check_count
 from skipfold.schedules import strengths
 
 FORMAT = 1
@@ -62,9 +62,8 @@ class Trial:
     def __post_init__(self):
         strengths(self.schedule, self.t, self.epochs)
         for key in ("batch_size", "train_images", "val_images"):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{key}: {value!r} given; a whole number of at least 1 is allowed")
+            if (value := getattr(self, key)) is not None:
+                check_count(value, key)
         if not isinstance(self.drop_last, bool):
             raise ConfigError(f"drop_last: {self.drop_last!r} given; true or false is allowed")
         if self.precision not in ("tf32", "float32"):
