@@ -1,5 +1,6 @@
 """graphs: a forward that depends on self.training is read as such, and one that cannot be is refused."""
 
+import pickle
 import random
 
 import pytest
@@ -78,6 +79,7 @@ def test_the_result_follows_its_mode_whatever_the_mode_it_was_read_in(kind, trai
     torch.manual_seed(0)
     model, x = nn.Sequential(kind()).train(training), torch.randn(3, 2, 5, 5)
     result, _ = to_homotopy(model, (2, 5, 5), normalize=True)
+    result = pickle.loads(pickle.dumps(result))  # reads the graph again
     assert all(module.training == training for module in (*model.modules(), *result.modules()))
     for mode in (True, False):
         torch.manual_seed(1)

@@ -1,7 +1,9 @@
 """One module's own forward as a torch.fx graph, in training and in eval mode alike."""
 
-import operator
+import itertools
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -10,12 +12,30 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from skipfold.errors import SkipError
 
 
-def own_graph(module: nn.Module) -> fx.Graph:
-    """The forward of `module`, its submodules kept whole; where it depends on self.training, so does the graph.
+class ByMode(nn.Module):
+    """Gives one of two constants, by its mode.
 
-    torch.fx runs a forward once, in Python: a value that depends on the mode would be fixed, as would a random number.
-    So it is read in both modes. Raises SkipError where they run other operators, or where random numbers are drawn
-    outside of submodules, and whatever torch.fx raises.
+    A submodule and no self.training in the graph, since the graph is read again when its module is unpickled.
+    """
+
+    def __init__(self, in_training: Any, in_eval: Any):
+        super().__init__()
+        self.in_training, self.in_eval = in_training, in_eval
+
+    def forward(self) -> Any:
+        return self.in_training if self.training else self.in_eval
+
+    def extra_repr(self) -> str:
+        return f"in_training={self.in_training!r}, in_eval={self.in_eval!r}"
+
+
+def own_graph(module: nn.Module) -> fx.Graph:
+    """The forward of `module`, its submodules kept whole.
+
+    torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
+    number. So it is read in both modes; such constants are given by submodules, which `module` gets. Raises SkipError
+    where the modes run other operators, or where random numbers are drawn outside of submodules, and whatever torch.fx
+    raises.
     """
     modes = {each: each.training for each in module.modules()}
     states = _random_states()
@@ -27,6 +47,11 @@ def own_graph(module: nn.Module) -> fx.Graph:
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
     return _merged(module, in_training, in_eval)
+
+
+def names(stem: str) -> Iterator[str]:
+    """stem, stem_1, stem_2, ..."""
+    return itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
 
 
 def sources(node: fx.Node) -> set[fx.Node]:
@@ -52,7 +77,17 @@ def _random_states() -> tuple:
 
 
 def _merged(module: nn.Module, in_training: fx.Graph, in_eval: fx.Graph) -> fx.Graph:
-    """`in_training` with a choice by self.training in the place of each constant that is another one in eval mode."""
+    """`in_training` with a ByMode of `module` in the place of each constant that is another one in eval mode."""
+
+    def chosen(training: Any, evaluating: Any) -> Any:
+        if training is evaluating or training == evaluating:
+            return training
+        if isinstance(training, fx.Node) or isinstance(evaluating, fx.Node):
+            raise SkipError("it reads other values in training mode than in eval mode; let a submodule do so")
+        name = next(name for name in names("by_mode") if not hasattr(module, name))
+        module.add_module(name, ByMode(training, evaluating).train(module.training))
+        return in_training.call_module(name)
+
     same = dict(zip(in_eval.nodes, in_training.nodes, strict=False))
     if len(in_training.nodes) != len(in_eval.nodes) or not all(_alike(module, *pair) for pair in same.items()):
         raise SkipError("it runs other operators in training mode than in eval mode; let a submodule do so")
@@ -62,7 +97,7 @@ def _merged(module: nn.Module, in_training: fx.Graph, in_eval: fx.Graph) -> fx.G
         if spec != other:
             raise SkipError("it calls an operator otherwise in training mode than in eval mode; let a submodule do so")
         with in_training.inserting_before(ours):
-            values = [_chosen(in_training, *pair) for pair in zip(given, found, strict=True)]
+            values = [chosen(*pair) for pair in zip(given, found, strict=True)]
         ours.args, ours.kwargs = tree_unflatten(values, spec)
     return in_training
 
@@ -73,12 +108,3 @@ def _alike(module: nn.Module, one: fx.Node, other: fx.Node) -> bool:
         return one.op == other.op
     values = [getattr(module, node.target, None) for node in (one, other) if node.op == "get_attr"]
     return len(values) == 2 and all(isinstance(value, torch.Tensor) for value in values) and torch.equal(*values)
-
-
-def _chosen(graph: fx.Graph, training, evaluating):
-    """`training`, or a node that chooses between the two constants."""
-    if training is evaluating or training == evaluating:
-        return training
-    if isinstance(training, fx.Node) or isinstance(evaluating, fx.Node):
-        raise SkipError("it reads other values in training mode than in eval mode; let a submodule do so")
-    return graph.call_function(operator.getitem, ((evaluating, training), graph.get_attr("training")))

@@ -1,9 +1,8 @@
 """Skip connections with a strength t, in any network whose blocks add what they skip."""
 
 import copy
-import itertools
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -11,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, certify
 from skipfold.errors import ConfigError, SkipError
-from skipfold.graphs import own_graph, sources
+from skipfold.graphs import names, own_graph, sources
 from skipfold.schedules import check_strength
 from skipfold.subject import check_module, first_line
 
@@ -184,11 +183,6 @@ def _converted(module: nn.Module, skip) -> nn.Module | None:
         node.replace_all_uses_with(weighted)
         graph.erase_node(node)
     return fx.GraphModule(module, graph, type(module).__name__).train(module.training)
-
-
-def names(stem: str) -> Iterator[str]:
-    """stem, stem_1, stem_2, ..."""
-    return itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
 
 
 def _residual(module: nn.Module, node: fx.Node) -> int | None:

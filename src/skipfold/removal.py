@@ -11,7 +11,8 @@ from skipfold.cropping import crop_dead_taps
 from skipfold.equality import Equality, certify
 from skipfold.errors import SkipError
 from skipfold.folding import fold_batchnorm
-from skipfold.homotopy import HomotopyBlock, Skip, names, skip_strengths, skips
+from skipfold.graphs import names
+from skipfold.homotopy import HomotopyBlock, Skip, skip_strengths, skips
 from skipfold.recursion import SkipCNN
 from skipfold.subject import check_module, sample_shape
 
