@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from skipfold.collapse import Certificate, affine_residual, collapse, fold_prepr
 from skipfold.cropping import crop_dead_taps
 from skipfold.errors import (
     CollapseError,
+    ConfigError,
     ExactnessError,
     InputShapeError,
     MemoryBoundError,
@@ -677,6 +679,13 @@ def test_raw_pixels_need_a_mean_for_each_channel():
     collapsed, _ = collapse(nn.Conv2d(3, 4, 3).eval(), (3, 8, 8))
     with pytest.raises(InputShapeError, match="2 means or standard deviations given; 1 or 3 are allowed"):
         fold_preprocessing(collapsed, mean=[0.1, 0.2])
+
+
+@pytest.mark.parametrize("values", [{"std": 0.0}, {"std": [0.5, -0.5, 0.5]}, {"std": math.nan}, {"mean": math.inf}])
+def test_raw_pixels_need_finite_numbers(values):
+    collapsed, _ = collapse(nn.Conv2d(3, 4, 3).eval(), (3, 8, 8))
+    with pytest.raises(ConfigError, match="given; finite numbers are allowed, std above 0"):
+        fold_preprocessing(collapsed, **values)
 
 
 CHAINS = {

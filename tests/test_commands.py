@@ -112,6 +112,13 @@ def test_bad_arguments_are_refused_before_anything(arguments, part, capsys):
     assert caught.value.code == 2 and part in capsys.readouterr().err
 
 
+def test_preprocessing_is_not_left_out_silently(cnn3, tmp_path, capsys):
+    path = tmp_path / "layer.onnx"
+    assert main(["collapse", *cnn3, *SHAPE, "--mean", "0.1307", "--std", "0.3081", "-o", str(path)]) == 1
+    assert capsys.readouterr().err == ("error: --mean and --std given without --uint8, which folds them in; add it\n")
+    assert not path.exists()
+
+
 def test_help_and_errors_from_a_shell():
     command = [sys.executable, "-m", "skipfold"]
     shown = subprocess.run([*command, "collapse", "--help"], capture_output=True, text=True, check=True).stdout

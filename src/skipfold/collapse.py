@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from skipfold.errors import (
+    ConfigError,
     ExactnessError,
     InputShapeError,
     MemoryBoundError,
@@ -173,11 +174,13 @@ def fold_preprocessing(
     """A collapsed network that takes raw pixels: A ((scale x - mean) / std) + b as one layer of x.
 
     `mean` and `std` are numbers, or one number for each channel (first axis of a sample). Raises InputShapeError where
-    their count is not that of the channels.
+    their count is not that of the channels, ConfigError where they are not finite, or a `std` is not above 0.
     """
     weight, bias = collapsed.linear.weight.detach().double(), collapsed.linear.bias.detach().double()
     channels = collapsed.input_shape[0]
     mean, std = (_per_channel(values, channels).to(weight) for values in (mean, std))
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ConfigError(f"mean {mean.tolist()}, std {std.tolist()} given; finite numbers are allowed, std above 0")
     by_channel = weight.reshape(len(weight), channels, -1) / std[:, None]
     bias = bias - (by_channel * mean[:, None]).sum((1, 2))
     dtype = collapsed.linear.weight.dtype

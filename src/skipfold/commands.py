@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from skipfold.errors import CheckpointError
+from skipfold.errors import CheckpointError, ConfigError
 from skipfold.keys import parse
 
 # torch takes seconds to import: each command imports what it needs.
@@ -94,8 +94,8 @@ def _command(commands, run, name: str, text: str, example: str) -> argparse.Argu
 def _certified(command: argparse.ArgumentParser) -> None:
     _shape(command)
     command.add_argument("--uint8", action="store_true", help="fold (x / 255 - mean) / std in: the layer takes bytes")
-    command.add_argument("--mean", type=_numbers, default=[0.0], metavar="M[,M]", help="of each channel; default: 0")
-    command.add_argument("--std", type=_numbers, default=[1.0], metavar="S[,S]", help="of each channel; default: 1")
+    command.add_argument("--mean", type=_numbers, metavar="M[,M]", help="of each channel; default: 0")
+    command.add_argument("--std", type=_numbers, metavar="S[,S]", help="of each channel; default: 1")
     command.add_argument("--accept-unknown", action="store_true", help="let numbers decide on unknown operators")
     command.add_argument("--exact", action="store_true", help="prove it in rational arithmetic (small recursions)")
     command.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="e.g. 512MiB; default: 4GiB")
@@ -137,6 +137,9 @@ def _certify(given: argparse.Namespace) -> None:
 def _collapsed(given: argparse.Namespace):
     from skipfold.collapse import MAX_BYTES, collapse, fold_preprocessing
 
+    preprocessing = {key: value for key in ("mean", "std") if (value := getattr(given, key)) is not None}
+    if preprocessing and not given.uint8:
+        raise ConfigError(f"--{' and --'.join(preprocessing)} given without --uint8, which folds them in; add it")
     layer, certificate = collapse(
         _model(given),
         given.input_shape,
@@ -144,7 +147,7 @@ def _collapsed(given: argparse.Namespace):
         accept_unknown=given.accept_unknown,
         exact=given.exact,
     )
-    return (fold_preprocessing(layer, mean=given.mean, std=given.std) if given.uint8 else layer), certificate
+    return (fold_preprocessing(layer, **preprocessing) if given.uint8 else layer), certificate
 
 
 def _remove_skips(given: argparse.Namespace) -> None:
