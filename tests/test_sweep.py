@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from skipfold import evaluation, sweep, training
 from skipfold.data import load, to_input
-from skipfold.errors import DeviceError
+from skipfold.errors import ConfigError, DeviceError
 from skipfold.store import Store
 from skipfold.training import Learner, initial_network, resolve_device, train, use_device
 from skipfold.trial import Optimizer, Trial
@@ -339,3 +339,14 @@ def test_the_smaller_last_batch_can_be_left_out(drop_last, digits, tmp_path):
     plain, _ = train(trial, digits)
     for epochs in (record["epochs"], plain):
         assert [epoch["train_loss"] for epoch in epochs] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_one_image_is_refused_before_the_first_step(tmp_path):
+    (trial, *_) = mixed("resnet18")
+    one_over = load("digits").first(33, 20)
+    with pytest.raises(ConfigError, match="batch_size: 16 given for 33 images, which makes a batch of 1 image"):
+        run([trial], tmp_path, one_over, "cpu")
+    with pytest.raises(ConfigError, match="batch_size: 1 given"):
+        train(dataclasses.replace(trial, batch_size=1), one_over)
+    for fits in (dataclasses.replace(trial, drop_last=True), mixed("perceptron")[0]):
+        assert Learner(fits, one_over).full == 2

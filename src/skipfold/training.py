@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from skipfold.cropping import crop_dead_taps
 from skipfold.data import Dataset, to_input
-from skipfold.errors import DeviceError
+from skipfold.errors import ConfigError, DeviceError
 from skipfold.networks import CLASSES, INPUT_SHAPE, build
 from skipfold.products import with_products
 from skipfold.stacking import put, set_strengths, stack, take
@@ -72,7 +72,7 @@ class Learner:
 
     `step` and `measure` read and write device tensors only, never the host, so a CUDA graph can hold them; `load`
     puts other trials of the same kind into the same tensors. `fast` computes the same with less: no dead taps, and on
-    a CPU matrix products for convolutions on small maps.
+    a CPU matrix products for convolutions on small maps. Raises ConfigError where BatchNorm would see a single image.
     """
 
     def __init__(self, trial: Trial, dataset: Dataset, fast: bool = True, count: int = 1):
@@ -91,6 +91,11 @@ class Learner:
         self.optimizer = self._optimizer(trial)
         self.order = torch.arange(len(dataset.train_images), device=self.device)[:, None].repeat(1, count)
         self.full, self.rest = batch_sizes(len(self.order), trial.batch_size, trial.drop_last)
+        if self.norms and 1 in (self.rest, self.full and trial.batch_size):
+            raise ConfigError(
+                f"batch_size: {trial.batch_size} given for {len(self.order)} images, which makes a batch of 1 image, "
+                f"and BatchNorm needs 2, in {trial.network}; set another batch_size or train_images, or drop_last"
+            )
         self.offsets = torch.arange(trial.batch_size, device=self.device)
         self.cursor = torch.zeros((), dtype=torch.int64, device=self.device)
         self.totals = torch.zeros(2, count, dtype=torch.float64, device=self.device)
