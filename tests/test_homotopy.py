@@ -229,6 +229,14 @@ def test_scheduler_sets_t_globally_or_by_block_and_resumes():
     assert resumed.state_dict() == {"time": 1}
 
 
+def test_a_scheduler_that_would_set_nothing_is_refused():
+    with pytest.raises(SkipError, match="no skip strength to set; convert it with to_homotopy"):
+        StrengthScheduler(torchvision.models.resnet18(), Schedule())
+    for schedule in ([0.9, 0.5], {"skip": 0.5}):
+        with pytest.raises(ConfigError, match="given; a callable of the time is allowed"):
+            StrengthScheduler(block(0.5), schedule)
+
+
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_lightning_callback_follows_the_schedule(interval, tmp_path):
     import pytorch_lightning as pl

@@ -50,6 +50,13 @@ def test_any_sequence_of_whole_numbers_is_a_shape(shape):
     assert layer.input_shape == (2,) and type(layer.input_shape[0]) is int
 
 
+@pytest.mark.parametrize("operation", [to_homotopy, remove_skips, fold_affine])
+def test_a_module_of_two_dtypes_that_does_not_run_is_refused(operation):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    with pytest.raises(InputShapeError, match="does not take an input"):
+        operation(model, (2,))
+
+
 def test_no_probes_are_refused():
     with pytest.raises(ConfigError, match="probes: 0 given"):
         collapse(nn.Linear(2, 2), (2,), probes=0)

@@ -87,9 +87,10 @@ def certify(
         max_error = _checked(operation, _difference(once.eval()(x), expected), TOLERANCE)
         repeated = _checked(f"{operation}, done twice", _difference(convert(once).eval()(x), expected), TOLERANCE)
         x = x.to(dtype)
+        expected = _run(copied(source), x)
         own = convert(copied(source)).eval()
         found = own(x.clone())
-        own_error = _checked(operation, _difference(found, _run(copied(source), x)), OWN_TOLERANCE)
+        own_error = _checked(operation, _difference(found, expected), OWN_TOLERANCE)
         exported = None
         if export:
             exported = _checked(f"{operation}, exported", _difference(_exported(own, x), found), OWN_TOLERANCE)

@@ -238,10 +238,15 @@ class StrengthScheduler:
 
     `schedule` is a callable of the time, such as a Schedule, or one for each Skip by its path. t is set at once for
     time 0, and by each `step()`, after an epoch or after an optimizer step, for the next time. Raises ConfigError on
-    an unknown path and on a t outside [0, 1].
+    an unknown path, on what is not callable and on a t outside [0, 1], SkipError where `model` has no Skip.
     """
 
     def __init__(self, model: nn.Module, schedule: Callable[[int], float] | Mapping[str, Callable[[int], float]]):
+        if not skips(model):
+            raise SkipError("the network has no skip strength to set; convert it with to_homotopy first")
+        for each in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
+            if not callable(each):
+                raise ConfigError(f"schedule: {each!r} given; a callable of the time is allowed, e.g. a Schedule")
         self.model, self.schedule, self.time = model, schedule, 0
         self._set()
 
