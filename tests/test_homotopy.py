@@ -109,6 +109,41 @@ def test_weights_of_a_skip(t, weights, normalize):
     assert torch.equal(Skip(0.0, weights, normalize).double()(branch, skipped), branch)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("weights", "least"), [("convex", 0.005), ("variance", (1 - 0.995**2) ** 0.5)])
+def test_small_weights_hold_in_low_precision(weights, least, dtype):
+    skip = Skip(0.995, weights).to(dtype)
+    assert skip.t.dtype == torch.float32
+    torch.testing.assert_close(skip(*torch.eye(2, dtype=dtype)), torch.tensor([least, 0.995], dtype=dtype))
+
+
+@pytest.mark.parametrize(("weights", "normalize"), [("convex", False), ("convex", True), ("variance", False)])
+def test_autocast_may_give_the_two_sides_different_dtypes(weights, normalize):
+    linear, x = nn.Linear(4, 4), torch.rand(3, 4)
+    for t in (0.0, 0.25, 0.9):
+        skip = Skip(t, weights, normalize)
+        with torch.autocast("cpu", torch.bfloat16):
+            residual = linear(x)
+            assert residual.dtype == torch.bfloat16
+            found = skip(residual, x), skip(x, residual)
+        for sides, y in zip(((residual, x), (x, residual)), found, strict=True):
+            torch.testing.assert_close(y, skip(*(side.float() for side in sides)), rtol=0.01, atol=0.01)
+
+
+def test_a_traced_skip_follows_its_strength():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.skip = Skip(0.25)
+
+        def forward(self, x):
+            return self.skip(2 * x, x)
+
+    traced, x = torch.fx.symbolic_trace(Block()), torch.randn(3)
+    traced.get_submodule("skip").t.fill_(1.0)
+    assert torch.equal(traced(x), x)
+
+
 @pytest.mark.parametrize(("weights", "t"), [("convex", 0.5), ("variance", 0.5**0.5)])
 def test_normalized_at_equal_weights_is_the_original(weights, t):
     model = unsettled(torchvision.models.resnet18(num_classes=10))

@@ -26,18 +26,20 @@ WEIGHTS = {
 }
 """Weights of F(x) and skip(x) at skip strength t: the paper's, and the pair whose squares sum to 1."""
 
+HALF = (torch.float16, torch.bfloat16)
+
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 class Skip(nn.Module):
-    """(1 - t) F(x) + t skip(x), from F(x) and skip(x) of one shape, any floating dtype; the paper's homotopy.
+    """(1 - t) F(x) + t skip(x), from F(x) and skip(x) of one shape, any floating dtypes; the paper's homotopy.
 
     t = 0 has no skip, t = 1 the skip alone; with weights "variance" the two are sqrt(1 - t^2) and t. At equal weights
     (t = 1/2, or 1/sqrt(2)) this is the ordinary sum times that weight; `normalize` divides both by the larger one, so
     that there it is the ordinary sum and at t = 0 still F(x).
 
-    t is a 0-dim float32 buffer, changed in place, so that a captured CUDA graph follows it. It is part of the
-    state_dict; one that lacks it, as a pretrained network's does, leaves it as it is.
+    t is a 0-dim float32 buffer, in a network of any precision, changed in place, so that a captured CUDA graph follows
+    it. It is part of the state_dict; one that lacks it, as a pretrained network's does, leaves it as it is.
     """
 
     t: torch.Tensor
@@ -50,15 +52,24 @@ class Skip(nn.Module):
         self.register_buffer("t", torch.tensor(check_strength(t), dtype=torch.float32))
 
     def forward(self, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        if self.weights == "convex" and not self.normalize:
+        # Autocast gives the two different dtypes; where torch.fx reads this, they are proxies and no dtypes.
+        apart = isinstance(branch.dtype, torch.dtype) and (branch.dtype in HALF or branch.dtype != skip.dtype)
+        if self.weights == "convex" and not self.normalize and not apart:
             return torch.lerp(branch, skip, self.t.to(branch.dtype))
         of_branch, of_skip = self.pair(branch.dtype)
         return of_branch * branch + of_skip * skip
 
     def pair(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights of F(x) and of skip(x), 0-dim."""
-        pair = WEIGHTS[self.weights](self.t.to(dtype))
+        """The weights of F(x) and of skip(x), 0-dim, in `dtype`; in float32 for HALF, where 1 - t would be far off."""
+        half = isinstance(dtype, torch.dtype) and dtype in HALF
+        pair = WEIGHTS[self.weights](self.t if half else self.t.to(dtype))
         return tuple(weight / torch.maximum(*pair) for weight in pair) if self.normalize else pair
+
+    def _apply(self, fn, recurse=True):
+        t = self.t
+        super()._apply(fn, recurse)
+        self.t = self.t.float() if t.is_meta else t.to(self.t.device)
+        return self
 
     def extra_repr(self) -> str:
         return f"t={float(self.t):g}, weights={self.weights!r}, normalize={self.normalize}"
