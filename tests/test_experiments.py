@@ -75,9 +75,9 @@ def test_an_alternative_differs_in_its_assumption_alone():
 def test_a_value_that_is_in_use_is_no_alternative():
     settings = load(
         "sensitivity.assumptions=[{key: experiments.linear_comparison.t, figure: linear_comparison, arms: [cnn3],"
-        " alternatives: [0.5, 0.1]}]"
+        " alternatives: [0.9, 0.1]}]"
     )
-    assert [(option.value, option.chosen) for option in experiments.options(settings)] == [(0.5, True), (0.1, False)]
+    assert [(option.value, option.chosen) for option in experiments.options(settings)] == [(0.9, True), (0.1, False)]
 
 
 def test_an_assumption_may_have_its_own_trials_and_t():

@@ -138,6 +138,12 @@ def _check(config: Config) -> None:
     from skipfold import experiments, networks
 
     _check_schema(config)
+    block = config["networks"].get("resnet", {}).get("block", "homotopy")
+    if block != "homotopy":
+        raise ConfigError(
+            f"config: networks.resnet.block: {block!r} given; allowed is homotopy, since no other has a skip strength; "
+            "another may be an alternative in sensitivity.assumptions"
+        )
     for assumption in config["sensitivity"]["assumptions"]:
         for value in assumption["alternatives"]:
             _check_schema(put(config, assumption["key"], value))

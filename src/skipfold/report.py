@@ -87,7 +87,8 @@ ASSUMPTIONS = (
      "projections are left, which see one corner of the image (docs/fit.md)."),
     ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
      "Affine networks stay far below the published 0.98682; with its max-pool the network comes near."),
-    ("t of the linear networks over epochs", "{t_linear}", ASSUMED, "Not published."),
+    ("t of the linear networks over epochs", "{t_linear}", INFERRED,
+     "By the published curve of the linearized ResNet34 (docs/fit.md)."),
     ("Static t beside the schedules", "{t_static}", INFERRED,
      "By the published curve: validated by batch, t = 0.995 is on it; t = 0.5 ends higher, and is shown beside it "
      "(docs/fit.md)."),
