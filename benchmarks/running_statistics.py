@@ -10,19 +10,22 @@ thread. They are 937 batches of 64 and one of 32, which that tier leaves out.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from skipfold import config, experiments
 from skipfold.data import load
 from skipfold.evaluation import reestimated
+from skipfold.keys import parse
 from skipfold.training import Learner
 from skipfold.trial import Trial
 
 
-def trial_of(experiment: str, arm: str, index: int) -> Trial:
+def trial_of(experiment: str, arm: str, index: int, overrides: dict[str, Any]) -> Trial:
     """The paper tier's trial of that name."""
-    found = [t for t in experiments.trials(config.load("paper"), experiment) if (t.arm, t.index) == (arm, index)]
+    settings = config.load("paper", overrides)
+    found = [trial for trial in experiments.trials(settings, experiment) if (trial.arm, trial.index) == (arm, index)]
     if not found:
         raise SystemExit(f"error: {experiment} has no trial {arm} {index}")
     return found[0]
@@ -50,10 +53,11 @@ def main() -> None:
     parser.add_argument("index", type=int)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--keep-last-batch", action="store_true", help="of 32 images, which the paper tier leaves out")
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="other values of keys")
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files; default: as in make reproduce")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    trial = trial_of(arguments.experiment, arguments.arm, arguments.index)
+    trial = trial_of(arguments.experiment, arguments.arm, arguments.index, parse(arguments.config))
     trial = replace(trial, drop_last=not arguments.keep_last_batch)
     dataset = load("mnist", arguments.data)
     learner, order = Learner(trial, dataset), trial.generator("order")
