@@ -3,12 +3,14 @@
 import onnxruntime
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from skipfold import deploy
 from skipfold.collapse import collapse, fold_preprocessing
 from skipfold.deploy import compare_collapsed, export_onnx, load_collapsed, save_collapsed, save_state
 from skipfold.errors import CheckpointError, ExportError, InputShapeError
+from skipfold.homotopy import insert_skips
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import remove_skips
 
@@ -20,13 +22,22 @@ def test_a_network_without_skips_is_the_same_in_onnxruntime(device, tmp_path):
     model = build("resnet18", {"t": 0.0}).eval().to(device)
     plain, _ = remove_skips(model, INPUT_SHAPE, crop=True, export=False)
     plain.train()
+    plain.layer1.eval()
+    modes = [module.training for module in plain.modules()]
     assert export_onnx(plain, INPUT_SHAPE, tmp_path / "plain.onnx") < 1e-4
-    assert plain.training and [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
+    assert [module.training for module in plain.modules()] == modes and {*modes} == {True, False}
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "plain.onnx")
     x = torch.rand(7, *INPUT_SHAPE)
     (found,) = session.run(None, {"input": x.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), plain.cpu().eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["convex", "variance"])
+def test_a_network_of_half_precision_is_exported_up_to_its_rounding(weights, tmp_path):
+    model = torchvision.models.resnet18(num_classes=5).half()
+    assert export_onnx(insert_skips(model, 0.3, weights), (3, 32, 32), tmp_path / "half.onnx") < 8e-3
 
 
 def test_a_collapsed_network_takes_bytes_in_onnxruntime(tmp_path):

@@ -264,6 +264,17 @@ def test_scheduler_sets_t_globally_or_by_block_and_resumes():
     assert resumed.state_dict() == {"time": 1}
 
 
+@pytest.mark.parametrize("make", [torchvision.models.resnet18, Plain])
+def test_every_layer_keeps_its_own_mode(make):
+    model = make().train()
+    frozen = {path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d | nn.Linear)}
+    for path in frozen:
+        model.get_submodule(path).eval()
+    converted = insert_skips(model)
+    assert frozen == {path for path, module in converted.named_modules() if not module.training} != set()
+    assert not any(module.training for module in insert_skips(make().eval()).modules())
+
+
 def test_a_scheduler_that_would_set_nothing_is_refused():
     with pytest.raises(SkipError, match="no skip strength to set; convert it with to_homotopy"):
         StrengthScheduler(torchvision.models.resnet18(), Schedule())

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skipfold.errors import SkipError
-from skipfold.subject import input_errors
+from skipfold.subject import in_mode, input_errors
 
 
 class CroppedConv2d(nn.Conv2d):
@@ -50,12 +50,10 @@ def convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> d
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
-    training = model.training
     parameter = next(model.parameters())
     zero = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
-    with torch.no_grad(), input_errors(zero):
-        model.eval()(zero)
-    model.train(training)
+    with torch.no_grad(), in_mode(model, False), input_errors(zero):
+        model(zero)
     for hook in hooks:
         hook.remove()
     return {path: seen.pop() for path, seen in sizes.items() if len(seen) == 1}

@@ -15,7 +15,7 @@ from torch import nn
 from skipfold.checkpoint import read_state
 from skipfold.collapse import Certificate, Collapsed
 from skipfold.errors import CheckpointError, ExportError
-from skipfold.subject import certifying, dtype_and_device, first_line, input_errors, sample_shape
+from skipfold.subject import certifying, dtype_and_device, first_line, in_mode, input_errors, sample_shape
 
 TOLERANCE = 1e-4
 """Largest difference of a file's outputs from the network's, relative to the largest."""
@@ -29,22 +29,22 @@ def export_onnx(
     path: str | Path,
     *,
     uint8: bool = False,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> float:
     """Write `module`, in eval mode, as ONNX for batches of any size; gives the largest difference found.
 
     `example` is a batch, or the shape of one sample; with `uint8` the file takes bytes. Input and output are named so.
     The file is run by onnxruntime on random inputs of two batch sizes and is at `path` only if its outputs are those
-    of `module`, up to `tolerance` of the largest. Raises ExportError where they are not, or where the export fails,
-    and leaves nothing behind then; InputShapeError and WeightsError where `module` cannot be run.
+    of `module`, up to `tolerance` of the largest (None: TOLERANCE, at half precision 8 roundings). Raises ExportError
+    where they are not, or where the export fails, and leaves nothing behind then; ModuleError, InputShapeError and
+    WeightsError where `module` cannot be run.
     """
     import onnxruntime
 
     shape = sample_shape(example)
     dtype, device = dtype_and_device(module, example)
-    training = module.training
-    module.eval()
-    try:
+    tolerance = max(TOLERANCE, 8 * torch.finfo(dtype).eps) if tolerance is None else tolerance
+    with in_mode(module, False):
         inputs = [_random(count, shape, torch.uint8 if uint8 else dtype, device) for count in BATCHES]
         with certifying(device), torch.no_grad(), input_errors(inputs[-1]):
             expected = [module(x.clone()) for x in inputs]
@@ -56,8 +56,6 @@ def export_onnx(
             except Exception as error:  # of many kinds, from onnxruntime
                 raise ExportError(f"{path}: onnxruntime does not run the network ({first_line(error)})") from error
             return _compared(path, expected, [torch.from_numpy(output) for output in found], tolerance)
-    finally:
-        module.train(training)
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:

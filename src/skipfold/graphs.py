@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from skipfold.errors import SkipError
+from skipfold.subject import in_mode
 
 
 class ByMode(nn.Module):
@@ -37,16 +38,13 @@ def own_graph(module: nn.Module) -> fx.Graph:
     where the modes run other operators, or where random numbers are drawn outside of submodules, and whatever torch.fx
     raises.
     """
-    modes = {each: each.training for each in module.modules()}
-    states = _random_states()
-    try:
-        in_training, in_eval = (_Shallow().trace(module.train(mode)) for mode in (True, False))
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
+    states, graphs = _random_states(), []
+    for training in (True, False):
+        with in_mode(module, training):
+            graphs.append(_Shallow().trace(module))
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
-    return _merged(module, in_training, in_eval)
+    return _merged(module, *graphs)
 
 
 def names(stem: str) -> Iterator[str]:

@@ -154,7 +154,7 @@ def insert_skips(
         if _settled(module) or (among is not None and path not in among):
             continue
         try:
-            converted = done.get(id(module)) or _converted(module, lambda: Skip(t, weights, normalize).to(device))
+            converted = done.get(id(module)) or _converted(module, Skip(t, weights, normalize).to(device))
         except Exception as error:  # whatever a forward does with the proxies of torch.fx
             raise SkipError(
                 f"{path or 'network'}: torch.fx cannot read this {type(module).__name__} ({first_line(error)}); "
@@ -178,22 +178,28 @@ def _settled(module: nn.Module) -> bool:
     return own or isinstance(module, Skip | HomotopyBlock)
 
 
-def _converted(module: nn.Module, skip) -> nn.Module | None:
-    """`module` with its skips weighted, in its own mode; None where it adds none."""
+def _converted(module: nn.Module, skip: Skip) -> nn.Module | None:
+    """`module` with its skips weighted by copies of `skip`, each submodule in its own mode; None where it adds none."""
+    skip.training = module.training
     if type(module) in ORDER:
-        return HomotopyBlock(module, skip()).train(module.training)
+        block = HomotopyBlock(module, skip)
+        block.training = module.training
+        return block
     graph = own_graph(module)
     adds = [(node, first) for node in graph.nodes if (first := _residual(module, node)) is not None]
     if not adds:
         return None
     for node, first in adds:
         name = next(name for name in names("skip") if not hasattr(module, name))
-        module.add_module(name, skip())
+        module.add_module(name, copy.deepcopy(skip))
         with graph.inserting_after(node):
             weighted = graph.call_module(name, (node.args[first], node.args[1 - first]))
         node.replace_all_uses_with(weighted)
         graph.erase_node(node)
-    return fx.GraphModule(module, graph, type(module).__name__).train(module.training)
+    converted = fx.GraphModule(module, graph, type(module).__name__)
+    for path, child in converted.named_modules():  # torch.fx makes containers anew
+        child.training = module.get_submodule(path).training
+    return converted
 
 
 def _residual(module: nn.Module, node: fx.Node) -> int | None:

@@ -87,6 +87,18 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """`module` in training or in eval mode; afterwards each submodule is in its own mode again."""
+    modes = {each: each.training for each in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+
+
+@contextlib.contextmanager
 def certifying(device: torch.device) -> Iterator[None]:
     """Full precision: no TF32, no autocast; and outside of inference mode, which records no gradients."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
