@@ -96,6 +96,26 @@ def test_the_mode_is_followed_without_skips_too():
     torch.testing.assert_close(plain(x), model.eval()(x))
 
 
+def test_a_state_dict_of_the_source_fits():
+    class Holding(Weighing):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(2, 2)
+            self.layers = nn.ModuleList([nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3)])
+            self.scale = nn.Parameter(torch.ones(2))
+            self.register_buffer("kept", torch.ones(2))
+            self.register_buffer("offset", torch.ones(2, 1, 1), persistent=False)
+
+        def residual(self, x):
+            return self.layers[0](super().residual(x) + self.offset)
+
+    source = Holding()
+    model, _ = to_homotopy(source, (2, 5, 5))
+    assert set(model.state_dict()) == {*source.state_dict(), "skip.t"}
+    model.load_state_dict(source.state_dict())
+    assert isinstance(model.layers, nn.ModuleList)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

@@ -47,6 +47,20 @@ def own_graph(module: nn.Module) -> fx.Graph:
     return _merged(module, *graphs)
 
 
+def module_of(graph: fx.Graph, module: nn.Module) -> fx.GraphModule:
+    """`module` with `graph` as its forward: its mode, and all that it holds under the names that a state_dict has.
+
+    torch.fx takes only what the graph names, and makes containers anew and every buffer persistent.
+    """
+    made = fx.GraphModule(module, graph, type(module).__name__)
+    made.training = module.training
+    constants = made._buffers.keys() - module._buffers.keys()
+    made._non_persistent_buffers_set = module._non_persistent_buffers_set | constants
+    for held in ("_parameters", "_buffers", "_modules"):
+        getattr(made, held).update(getattr(module, held))
+    return made
+
+
 def names(stem: str) -> Iterator[str]:
     """stem, stem_1, stem_2, ..."""
     return itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))

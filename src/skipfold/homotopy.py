@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, certify
 from skipfold.errors import ConfigError, SkipError
-from skipfold.graphs import names, own_graph, sources
+from skipfold.graphs import module_of, names, own_graph, sources
 from skipfold.schedules import check_strength
 from skipfold.subject import check_module, first_line
 
@@ -114,7 +114,8 @@ def to_homotopy(
     """A copy of `model` with skip strength t in every residual block, and the certificate that it is the same network.
 
     Blocks of torchvision's ResNets are known; in other modules (timm's ResNets, your own) the additions of a residual
-    and a skip are found by torch.fx, the skip being the side with fewer weight layers. Parameters keep their names, so
+    and a skip are found by torch.fx, the skip being the side with fewer weight layers; such a module becomes a
+    torch.fx.GraphModule, which has its layers and its forward, not its other methods. Parameters keep their names, so
     pretrained weights load before or after. `weights` and `normalize` as in Skip: with `normalize` the network at equal
     weights is the original. Modules whose paths are in `leave` are left as they are.
 
@@ -196,10 +197,7 @@ def _converted(module: nn.Module, skip: Skip) -> nn.Module | None:
             weighted = graph.call_module(name, (node.args[first], node.args[1 - first]))
         node.replace_all_uses_with(weighted)
         graph.erase_node(node)
-    converted = fx.GraphModule(module, graph, type(module).__name__)
-    for path, child in converted.named_modules():  # torch.fx makes containers anew
-        child.training = module.get_submodule(path).training
-    return converted
+    return module_of(graph, module)
 
 
 def _residual(module: nn.Module, node: fx.Node) -> int | None:
