@@ -9,12 +9,6 @@ class ConfigError(SkipfoldError):
     """A configuration key or notebook parameter is unknown, of the wrong type or out of range."""
 
 
-def check_count(value: object, name: str, least: int = 1) -> None:
-    """Raises ConfigError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}: {value!r} given; a whole number of at least {least} is allowed")
-
-
 class DataError(SkipfoldError):
     """A data file is missing, truncated or altered."""
 
@@ -89,3 +83,9 @@ class CheckpointError(SkipfoldError):
 
 class ExportError(SkipfoldError):
     """A network could not be written, or what was written does not give its outputs."""
+
+
+def check_count(value: object, name: str, least: int = 1) -> None:
+    """Raises ConfigError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}: {value!r} given; a whole number of at least {least} is allowed")

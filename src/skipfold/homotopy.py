@@ -27,6 +27,7 @@ WEIGHTS = {
 """Weights of F(x) and skip(x) at skip strength t: the paper's, and the pair whose squares sum to 1."""
 
 HALF = (torch.float16, torch.bfloat16)
+"""Dtypes in which 1 - t of a t near 1 has few digits left."""
 
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
@@ -66,6 +67,7 @@ class Skip(nn.Module):
         return tuple(weight / torch.maximum(*pair) for weight in pair) if self.normalize else pair
 
     def _apply(self, fn, recurse=True):
+        """As a module does when it is moved or cast, but t is not cast: it would be rounded for good."""
         t = self.t
         super()._apply(fn, recurse)
         self.t = self.t.float() if t.is_meta else t.to(self.t.device)
