@@ -274,6 +274,12 @@ FUNCTIONS = {
     "relu": (F.relu, "aten.relu is not affine"),
     "relu_in_place": (lambda y: F.relu_(y), "aten.relu is not affine"),
     "abs": (torch.abs, "aten.abs is not affine"),
+    "whole_numbers": (lambda y: y.long().to(y), "aten._to_copy rounds to torch.int64"),
+    "float32": (lambda y: y.float().to(y), "aten._to_copy rounds to torch.float32"),
+    "half_buffer": (
+        lambda y: torch.empty_like(y, dtype=torch.half).copy_(y).to(y),
+        "aten.copy rounds to torch.float16",
+    ),
     "softmax": (lambda y: y.softmax(1), "aten._softmax is not affine"),
     "layer_norm": (lambda y: F.layer_norm(y, (4,)), "aten.native_layer_norm is not affine"),
     "product": (lambda y: y * y.flip(1), "aten.mul with input-dependent `self` and `other` is not affine"),

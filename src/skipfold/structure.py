@@ -173,6 +173,7 @@ class _Watcher(TorchDispatchMode):
             self.note(True, self._reason(name, "draws random numbers"))
         if positions:
             self._judge(func, name, positions, args)
+            self._note_rounding(name, (args, kwargs), result)
         self._follow(result, bool(positions) and name not in CONSTANT)
         if name == "convolution":
             self._count_workspace(args, result)
@@ -198,6 +199,13 @@ class _Watcher(TorchDispatchMode):
             self.note(True, self._reason(name, "is not affine"))
         else:
             self.note(False, self._reason(name, "is unknown to the structural check"))
+
+    def _note_rounding(self, name: str, given, result) -> None:
+        """An affine operator that gives what depends on the input a coarser dtype."""
+        finest = min(_step(tensor) for tensor in _tensors(given) if self.depends(tensor))
+        coarse = [tensor.dtype for tensor in _tensors(result) if _step(tensor) > finest]
+        if coarse and name in JOINTLY_AFFINE:
+            self.note(True, self._reason(name, f"rounds to {coarse[0]}"))
 
     def _reason(self, name: str, verdict: str, arguments: str = "") -> str:
         """The verdict on the running submodule where it is one of torch's own layers, else on the operator."""
@@ -229,3 +237,8 @@ def _tensors(value) -> list[torch.Tensor]:
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _step(tensor: torch.Tensor) -> float:
+    """Distance of 1 to the next value that the dtype holds."""
+    return torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 1.0

@@ -119,7 +119,7 @@ def input_errors(x: torch.Tensor) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise InputShapeError(
-            f"the module does not take an input of shape {list(x.shape)}: {first_line(error)}; "
+            f"the module does not take an input of shape {list(x.shape)}, {x.dtype}: {first_line(error)}; "
             "give the shape of one sample, without the batch, or a batch as example"
         ) from error
 
