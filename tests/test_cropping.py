@@ -9,7 +9,7 @@ from test_recursion import property_test
 from torch import nn
 
 from skipfold.cropping import CroppedConv2d, _cropped, crop_dead_taps
-from skipfold.errors import InputShapeError, SkipError
+from skipfold.errors import InputShapeError, SkipError, WeightsError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.resnet import resnet
 
@@ -83,6 +83,11 @@ def test_any_cropped_convolution_is_the_same(size, kernel, stride, padding, bias
 
 def test_a_convolution_that_reads_two_sizes_is_left_alone():
     assert type(crop_dead_taps(ReadsTwoSizes(1), (1, 4, 4)).conv) is nn.Conv2d
+
+
+def test_a_module_without_weights_is_refused():
+    with pytest.raises(WeightsError, match="no weights that tell dtype and device"):
+        crop_dead_taps(nn.ReLU(), INPUT_SHAPE)
 
 
 def test_an_input_that_does_not_fit_is_refused():
