@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from skipfold.errors import SkipError
-from skipfold.subject import dtype_and_device, in_mode, input_errors
+from skipfold.errors import SkipError, WeightsError
+from skipfold.subject import in_mode, input_errors
 
 
 class CroppedConv2d(nn.Conv2d):
@@ -27,8 +27,8 @@ def crop_dead_taps(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Mo
     """A copy of `model` whose kernels keep only the taps that meet the input, for `input_shape` (C, H, W).
 
     On a 1x1 map a 3x3 kernel with padding 1 has one live tap. The function and the gradients of what is kept are
-    unchanged; other input sizes are refused with SkipError. Raises WeightsError and InputShapeError where `model` cannot
-    be run.
+    unchanged; other input sizes are refused with SkipError. Raises WeightsError and InputShapeError where `model`
+    cannot be run.
     """
     model = copy.deepcopy(model)
     sizes = convolution_inputs(model, input_shape)
@@ -41,7 +41,9 @@ def crop_dead_taps(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Mo
 
 def convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
     """Height and width of what each convolution of `model` reads, where it reads one size only."""
-    dtype, device = dtype_and_device(model, input_shape)
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise WeightsError(f"{type(model).__name__} has no weights; a network with convolutions is allowed")
     sizes: dict[str, set[tuple[int, int]]] = {}
 
     def note(path):
@@ -52,7 +54,7 @@ def convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> d
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
-    zero = torch.zeros(1, *input_shape, dtype=dtype, device=device)
+    zero = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad(), in_mode(model, False), input_errors(zero):
         model(zero)
     for hook in hooks:
