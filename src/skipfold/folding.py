@@ -13,7 +13,7 @@ from skipfold.cropping import CroppedConv2d
 from skipfold.equality import Equality, certify
 from skipfold.errors import CollapseError, SkipError
 from skipfold.homotopy import ADDS, Skip
-from skipfold.subject import check_module, first_line
+from skipfold.subject import first_line
 
 CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 """By exact type: a subclass may do something else to its weights."""
@@ -36,7 +36,6 @@ def fold_affine(
     Raises SkipError where torch.fx cannot read the network, or where the result is not the same function; ModuleError,
     InputShapeError and WeightsError where `model` cannot be run.
     """
-    check_module(model)
 
     def convert(source: nn.Module) -> nn.Module:
         return fold(copy.deepcopy(source).eval())

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -61,9 +61,10 @@ def module_of(graph: fx.Graph, module: nn.Module) -> fx.GraphModule:
     return made
 
 
-def names(stem: str) -> Iterator[str]:
-    """stem, stem_1, stem_2, ..."""
-    return itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(1)))
+def free_name(stem: str, taken: Container[str]) -> str:
+    """The first of stem, stem_1, stem_2, ... that is not in `taken`."""
+    numbered = (f"{stem}_{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain([stem], numbered) if name not in taken)
 
 
 def sources(node: fx.Node) -> set[fx.Node]:
@@ -96,7 +97,7 @@ def _merged(module: nn.Module, in_training: fx.Graph, in_eval: fx.Graph) -> fx.G
             return training
         if isinstance(training, fx.Node) or isinstance(evaluating, fx.Node):
             raise SkipError("it reads other values in training mode than in eval mode; let a submodule do so")
-        name = next(name for name in names("by_mode") if not hasattr(module, name))
+        name = free_name("by_mode", dir(module))
         module.add_module(name, ByMode(training, evaluating).train(module.training))
         return in_training.call_module(name)
 

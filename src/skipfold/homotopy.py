@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, certify
 from skipfold.errors import ConfigError, SkipError
-from skipfold.graphs import module_of, names, own_graph, sources
+from skipfold.graphs import free_name, module_of, own_graph, sources
 from skipfold.schedules import check_strength
 from skipfold.subject import check_module, first_line
 
@@ -89,6 +89,7 @@ class HomotopyBlock(nn.Module):
 
     def __init__(self, block: BasicBlock | Bottleneck, skip: Skip):
         super().__init__()
+        self.training = block.training
         self.order = ORDER[type(block)]
         for name, child in block.named_children():
             self.add_module(name, child)
@@ -185,15 +186,13 @@ def _converted(module: nn.Module, skip: Skip) -> nn.Module | None:
     """`module` with its skips weighted by copies of `skip`, each submodule in its own mode; None where it adds none."""
     skip.training = module.training
     if type(module) in ORDER:
-        block = HomotopyBlock(module, skip)
-        block.training = module.training
-        return block
+        return HomotopyBlock(module, skip)
     graph = own_graph(module)
     adds = [(node, first) for node in graph.nodes if (first := _residual(module, node)) is not None]
     if not adds:
         return None
     for node, first in adds:
-        name = next(name for name in names("skip") if not hasattr(module, name))
+        name = free_name("skip", dir(module))
         module.add_module(name, copy.deepcopy(skip))
         with graph.inserting_after(node):
             weighted = graph.call_module(name, (node.args[first], node.args[1 - first]))

@@ -11,7 +11,7 @@ from skipfold.cropping import crop_dead_taps
 from skipfold.equality import Equality, certify
 from skipfold.errors import SkipError
 from skipfold.folding import fold_batchnorm
-from skipfold.graphs import names
+from skipfold.graphs import free_name
 from skipfold.homotopy import HomotopyBlock, Skip, skip_strengths, skips
 from skipfold.recursion import SkipCNN
 from skipfold.subject import check_module, sample_shape
@@ -84,8 +84,10 @@ def _chain(block: nn.Module, order: Sequence[str]) -> nn.Sequential:
     """The children of `block` that `order` names, in this order; one named twice is there twice."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for name in order:
-        layers[next(free for free in names(name) if free not in layers)] = block.get_submodule(name)
-    return nn.Sequential(layers).train(block.training)
+        layers[free_name(name, layers)] = block.get_submodule(name)
+    chain = nn.Sequential(layers)
+    chain.training = block.training
+    return chain
 
 
 def _without_skips(block: fx.GraphModule) -> nn.Module:

@@ -173,7 +173,8 @@ class _Watcher(TorchDispatchMode):
             self.note(True, self._reason(name, "draws random numbers"))
         if positions:
             self._judge(func, name, positions, args)
-            self._note_rounding(name, (args, kwargs), result)
+            if name in JOINTLY_AFFINE:
+                self._note_rounding(name, (args, kwargs), result)
         self._follow(result, bool(positions) and name not in CONSTANT)
         if name == "convolution":
             self._count_workspace(args, result)
@@ -201,10 +202,10 @@ class _Watcher(TorchDispatchMode):
             self.note(False, self._reason(name, "is unknown to the structural check"))
 
     def _note_rounding(self, name: str, given, result) -> None:
-        """An affine operator that gives what depends on the input a coarser dtype."""
+        """Where an affine operator gives what depends on the input a coarser dtype."""
         finest = min(_step(tensor) for tensor in _tensors(given) if self.depends(tensor))
         coarse = [tensor.dtype for tensor in _tensors(result) if _step(tensor) > finest]
-        if coarse and name in JOINTLY_AFFINE:
+        if coarse:
             self.note(True, self._reason(name, f"rounds to {coarse[0]}"))
 
     def _reason(self, name: str, verdict: str, arguments: str = "") -> str:
