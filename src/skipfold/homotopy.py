@@ -150,15 +150,19 @@ def insert_skips(
 
     Only modules whose paths are in `among` are read; None means all.
     """
-    Skip(t, weights, normalize)  # refuses bad values before anything is changed
     device = next((parameter.device for parameter in model.parameters()), None)
+
+    def make() -> Skip:
+        return Skip(t, weights, normalize).to(device)
+
+    make()  # refuses bad values before anything is changed
     done: dict[int, nn.Module] = {}
     modules = sorted(model.named_modules(remove_duplicate=False), key=lambda item: (not item[0], -item[0].count(".")))
     for path, module in modules:  # the innermost first, the whole network last
         if _settled(module) or (among is not None and path not in among):
             continue
         try:
-            converted = done.get(id(module)) or _converted(module, Skip(t, weights, normalize).to(device))
+            converted = done.get(id(module)) or _converted(module, make)
         except Exception as error:  # whatever a forward does with the proxies of torch.fx
             raise SkipError(
                 f"{path or 'network'}: torch.fx cannot read this {type(module).__name__} ({first_line(error)}); "
@@ -182,18 +186,17 @@ def _settled(module: nn.Module) -> bool:
     return own or isinstance(module, Skip | HomotopyBlock)
 
 
-def _converted(module: nn.Module, skip: Skip) -> nn.Module | None:
-    """`module` with its skips weighted by copies of `skip`, each submodule in its own mode; None where it adds none."""
-    skip.training = module.training
+def _converted(module: nn.Module, make: Callable[[], Skip]) -> nn.Module | None:
+    """`module` with its skips weighted by what `make` gives, all in their own modes; None where it adds none."""
     if type(module) in ORDER:
-        return HomotopyBlock(module, skip)
+        return HomotopyBlock(module, make().train(module.training))
     graph = own_graph(module)
     adds = [(node, first) for node in graph.nodes if (first := _residual(module, node)) is not None]
     if not adds:
         return None
     for node, first in adds:
         name = free_name("skip", dir(module))
-        module.add_module(name, copy.deepcopy(skip))
+        module.add_module(name, make().train(module.training))
         with graph.inserting_after(node):
             weighted = graph.call_module(name, (node.args[first], node.args[1 - first]))
         node.replace_all_uses_with(weighted)
