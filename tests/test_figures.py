@@ -127,9 +127,9 @@ def test_sensitivity_names_the_option_in_use():
     figure = figures.sensitivity(frame)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["1 (in use)", "0"]
-    assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([0.2, 5.0])
-    marks = [x for line in figure.axes[0].lines for x in line.get_xdata() if np.isfinite(x)]
-    assert marks == pytest.approx([0.1])
+    marks = [line for line in figure.axes[0].lines if line.get_marker() in "oD"]
+    assert [line.get_xdata()[0] for line in marks] == pytest.approx([0.2, 0.1, 5.0, np.nan], nan_ok=True)
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, True, False]
     assert "1 trial a point" in figure.get_supxlabel()
 
 

@@ -204,12 +204,14 @@ def test_sensitivity_is_shown(results):
     rows = [("networks.cnn3", "defaults", True, 0.002, ""), ("networks.cnn3", "padding=0", False, 0.05, "cnn3_curve")]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "verdicts_flipped"])
     frame["rmse_by_batch"] = float("nan")
+    frame["images"] = [None, 8192]
     statistics.write(
         frame.assign(figure="accuracy_vs_t_cnn3", n=3, trials=1, **STAMP), results / "tables" / "sensitivity.csv"
     )
     report.build(results)
     text = read(results).text
-    assert "defaults (in use)" in text and "cnn3_curve 0.0500 – 1" in text
+    assert "networks.cnn3, by Accuracy against t, 3-layer linear CNN defaults (in use) none 0.0020 – 1 pad" in text
+    assert "cnn3_curve 0.0500 – 1 on 8192 images" in text
 
 
 def test_texts_are_escaped(results):

@@ -15,9 +15,9 @@ STATIC = {
 }
 
 
-def options(assumption):
+def options(assumption, **overrides):
     """The options of one assumption of the paper tier, one trial each."""
-    return experiments.options(config.load("paper", {"sensitivity": {"assumptions": [assumption]}}))
+    return experiments.options(config.load("paper", {"sensitivity": {"assumptions": [assumption]}, **overrides}))
 
 
 def record(trial, below, below_by_batch):
@@ -53,7 +53,13 @@ def test_distances_from_the_published_points(results):
     assert list(table["rmse"]) == pytest.approx([0.01, 0.03])
     assert table["rmse_by_batch"][0] == pytest.approx(0.002)
     assert pd.isna(table["rmse_by_batch"][1])  # such records have no validation by batch
-    assert set(table["n"]) == {10}
+    assert set(table["n"]) == {10} and table["images"].isna().all()
+
+
+def test_options_trained_on_fewer_images_say_so(results):
+    in_use, other = options(STATIC, experiments={"schedule_comparison": {"train_images": 640}})
+    records = {trial: record(trial, 0.0, 0.0) for trial in (*in_use.trials, *other.trials)}
+    assert list(sensitivity.table([in_use, other], records, PUBLISHED, results)["images"]) == [640, 640]
 
 
 def test_verdicts_that_another_option_would_flip(results):

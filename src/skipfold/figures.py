@@ -314,14 +314,16 @@ def timing_label(network: str, variant: str) -> str:
 
 
 def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
-    """Misfit of each alternative of each assumption to the published curve, in points of accuracy.
+    """Distance of each option of each assumption from the published points, in points of accuracy, log scale.
 
     `frame` has columns assumption, alternative, chosen (true for the one in use), rmse (of accuracies in [0, 1]),
-    rmse_by_batch (a light mark; empty for no mark), and may have trials.
+    rmse_by_batch (empty for no mark), and may have trials and images.
     """
     groups = list(frame.groupby("assumption", sort=False))
+    in_eval = {"marker": "o", "markersize": 6, "linestyle": "", "color": LOOKS["val", "last"].color}
+    by_batch = {"marker": "D", "markersize": 4.5, "linestyle": "", "color": LOOKS["val_batch", "last"].color}
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 1.2 + 0.24 * (len(frame) + 1.4 * len(groups))))
+        figure = Figure(figsize=(7.0, 1.6 + 0.24 * (len(frame) + 1.4 * len(groups))))
         axes = figure.subplots()
         ticks, labels, y = [], [], 0.0
         for assumption, group in groups:
@@ -332,29 +334,26 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
             )  # fmt: skip
             y += 1
             for row in group.sort_values("rmse").itertuples():
-                chosen = bool(row.chosen)
-                axes.barh(
-                    y, 100 * row.rmse, height=0.7, edgecolor="#0b3c6f",
-                    color="#0b3c6f" if chosen else "white", hatch=None if chosen else "////",
-                )  # fmt: skip
-                axes.plot(
-                    100 * row.rmse_by_batch, y, marker="D", markersize=4.5, markeredgecolor="black",
-                    color=LOOKS[("val_batch", "last")].color,
-                )  # fmt: skip
-                axes.annotate(
-                    f"{100 * row.rmse:.2f}", (100 * np.nanmax([row.rmse, row.rmse_by_batch]), y), xytext=(5, 0),
-                    textcoords="offset points", va="center", fontsize=8,
-                )  # fmt: skip
+                pair = [100 * row.rmse, 100 * row.rmse_by_batch]
+                axes.plot(pair, [y, y], color=by_batch["color"], linewidth=0.8, zorder=1.5)
+                axes.plot(pair[:1], [y], **in_eval, markerfacecolor=None if row.chosen else "white")
+                axes.plot(pair[1:], [y], **by_batch)
                 ticks.append(y)
-                labels.append(f"{row.alternative}{' (in use)' if chosen else ''}")
+                labels.append(f"{row.alternative}{' (in use)' if row.chosen else ''}")
                 y += 1
             y += 0.4
         axes.set_yticks(ticks, labels, fontsize=8)
         axes.set_ylim(y - 0.4, -0.7)
         axes.grid(axis="y", visible=False)
-        axes.margins(x=0.12)
-        axes.set_xlabel("rms distance from the published points, % accuracy")
-        axes.set_title("How each guess fits the published curves")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("rms distance from the published points, % accuracy", x=1, ha="right")
+        handles = [
+            Line2D([], [], **in_eval, label="in use"),
+            Line2D([], [], **in_eval, markerfacecolor="white", label="another option"),
+            Line2D([], [], **by_batch, label=LOOKS["val_batch", "last"].label),
+        ]
+        _head(figure, "How each guess fits the published curves", handles, ncols=3)
         _stamp(figure, frame, stamp)
     return figure
 

@@ -512,21 +512,21 @@ def _certificates(table: pd.DataFrame, results: Path) -> dict[str, Any]:
 
 
 def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
-    ordered = table.sort_values(["assumption", "figure", "rmse"], kind="stable")
-    rows = [
-        (
-            row.assumption,
-            f"{row.alternative}{' (in use)' if row.chosen else ''}",
-            TITLES.get(row.figure, row.figure),
-            "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
-            number(row.rmse),
-            number(row.rmse_by_batch),
-            row.trials,
-        )
-        for row in ordered.itertuples()
-    ]
+    groups = []
+    for (assumption, name), options in table.groupby(["assumption", "figure"]):
+        rows = [
+            (
+                f"{row.alternative}{' (in use)' if row.chosen else ''}",
+                "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
+                number(row.rmse),
+                number(row.rmse_by_batch),
+                row.trials if pd.isna(row.images) else (row.trials, f"on {row.images:.0f} images"),
+            )
+            for row in options.sort_values("rmse", kind="stable").itertuples()
+        ]
+        groups.append({"assumption": assumption, "figure": TITLES.get(name, name), "rows": rows})
     text = "rms distance of accuracies from the published points; the best option of each assumption comes first"
-    return {"rows": rows, "caption": text, "links": _experiment_links(results, "sensitivity")}
+    return {"groups": groups, "caption": text, "links": _experiment_links(results, "sensitivity")}
 
 
 def _assumptions(tables: dict[str, pd.DataFrame]) -> list[dict[str, str]]:

@@ -26,7 +26,8 @@ def table(
     `results` is the tier's folder with the tables of the figures. Columns: assumption (a key of the configuration),
     alternative (the option's value, as text), chosen, figure, rmse (of accuracies in [0, 1]), rmse_by_batch (the same
     where networks with BatchNorm are validated by the statistics of each batch; empty without such), n (points
-    compared), trials (a point), verdicts_flipped (ids of checks, see `flipped`), statistics.STAMP.
+    compared), trials (a point), images (trained on; empty where on all), verdicts_flipped (ids of checks, see
+    `flipped`), statistics.STAMP.
     """
     rows = []
     for option in options:
@@ -45,11 +46,12 @@ def table(
                 "rmse_by_batch": _rms(_distances(_by_batch(ours), theirs)) if _has_batchnorm(ours) else math.nan,
                 "n": len(distances),
                 "trials": int(ours["n"].min()),
+                "images": ours["images"].min(),
                 "verdicts_flipped": "; ".join(flipped(option.figure, chosen, ours, results)),
                 **statistics.stamp(ours),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"images": "Int64"})
 
 
 def _distances(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:

@@ -60,6 +60,8 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     Raises ConfigError on a parameter that does not exist or has a bad value; in a notebook, as one line.
     """
     one_line_errors()
+    if in_notebook():
+        pd.set_option("display.max_colwidth", None)  # a refusal is of use with its end, which names the submodule
     asked = parameters(notebook, namespace)
     name, settings = configure(notebook, asked)
     study = Study(name, settings)
