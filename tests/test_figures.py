@@ -91,18 +91,26 @@ def test_one_trial_has_no_bars():
     assert not figure.axes[0].collections and "1 trial a point" in figure.get_supxlabel()
 
 
-def test_timing_shows_every_row():
+def test_timing_shows_every_row_and_what_it_saves():
+    medians = {"skips": 10.0, "skips_removed": 8.0}
     rows = [
         {"network": network, "variant": variant, "runtime": "eager", "batch": batch, "measure": "host",
-         "median_us": 10.0, "q1_us": 9.0, "q3_us": 11.0, **STAMP}
-        for network in ("resnet18", "resnet34") for variant in ("skips", "skips_removed") for batch in (1, 64, 256)
+         "median_us": median, "q1_us": median - 1, "q3_us": median + 1, **STAMP}
+        for network in ("resnet18", "resnet34") for variant, median in medians.items() for batch in (1, 64, 256)
     ]  # fmt: skip
-    figure = figures.timing(pd.DataFrame(rows))
+    figure = figures.timing(pd.DataFrame(rows), published=(0.22, 0.46))
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title(loc="left") for axes in shown] == ["batch 1", "batch 64", "batch 256"]
+    assert [axes.get_title(loc="left") for axes in shown] == ["batch 1", "batch 64", "batch 256"] * 2
     assert [label.get_text() for label in shown[0].get_yticklabels()] == [
         "ResNet18: skips with t", "ResNet18: skips removed", "ResNet34: skips with t", "ResNet34: skips removed",
     ]  # fmt: skip
+    for axes in shown[3:]:
+        (bars,) = [container for container in axes.containers if container.get_label() == "eager"]
+        assert list(bars.lines[0].get_xdata()) == pytest.approx([20.0, 20.0])
+        spread = bars.lines[2][0].get_segments()
+        assert [segment[:, 0].tolist() for segment in spread] == [pytest.approx([0.0, 100 * (1 - 7 / 11)])] * 2
+    bands = [[(bar.get_x(), bar.get_width()) for bar in axes.patches] for axes in shown]
+    assert bands == [[], [], [], [], [pytest.approx((22, 24))] * 2, []]
 
 
 def test_roofline_draws_every_point_under_the_measured_ceilings():

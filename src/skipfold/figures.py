@@ -20,6 +20,9 @@ PUBLISHED_SIZE = 7
 STAMP_WIDTH = 130
 """Characters of a figure's stamp in one line."""
 
+PUBLISHED_BATCH = 64
+"""Of the published timings."""
+
 UNITS = {"host": "wall-clock", "device": "device"}
 
 
@@ -204,50 +207,87 @@ def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | No
     axes.set_ylabel("validation accuracy")
 
 
-def timing(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
-    """Prediction time per image of every network and variant, a panel a batch size, log scale.
+def timing(
+    frame: pd.DataFrame, published: tuple[float, float] | None = None, stamp: Mapping[str, str] | None = None
+) -> Figure:
+    """Prediction time per image of every network and variant, log scale; below, what it saves against t-weighted skips.
 
-    `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us, device. Shown is the
-    wall-clock ("host") time where it was measured; the runtime is in the marker.
+    A panel a batch size. `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us,
+    device. Shown is the wall-clock ("host") time where it was measured; the runtime is in the marker. `published` are
+    the least and the largest share that removing the skips is said to save, eagerly at batch PUBLISHED_BATCH.
     """
     measure = "host" if (frame["measure"] == "host").any() else frame["measure"].iloc[0]
     frame = frame[frame["measure"] == measure]
+    saved = _saved(frame)
     batches = sorted(frame["batch"].unique())
-    rows = list(dict.fromkeys(zip(frame["network"], frame["variant"], strict=True)))
     runtimes = list(dict.fromkeys(frame["runtime"]))
-    markers = dict(zip(runtimes, "osD^vP*X", strict=False))
-    colors = dict(zip(runtimes, ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2, strict=False))
+    columns = min(2, len(batches))
+    blocks = [part for part in (frame, saved) if len(part)]
+    rows = [list(dict.fromkeys(zip(part["network"], part["variant"], strict=True))) for part in blocks]
+    heights = [len(names) for names in rows for _ in batches[::columns]]
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 1.7 + (0.19 + 0.035 * len(runtimes)) * len(rows) * -(-len(batches) // 2)))
-        grid = figure.subplots(-(-len(batches) // 2), min(2, len(batches)), sharey=True, squeeze=False)
-        panels = list(grid.flat)
-        for axes in panels[len(batches) :]:
-            axes.set_visible(False)
-        for axes, batch in zip(panels, batches, strict=False):
-            for runtime in runtimes:
-                part = frame[(frame["batch"] == batch) & (frame["runtime"] == runtime)]
-                if part.empty:
-                    continue
-                shift = 0.16 * (runtimes.index(runtime) - (len(runtimes) - 1) / 2)
-                y = [rows.index(row) + shift for row in zip(part["network"], part["variant"], strict=True)]
-                spread = [part["median_us"] - part["q1_us"], part["q3_us"] - part["median_us"]]
-                axes.errorbar(
-                    part["median_us"], y, xerr=spread, fmt=markers.get(runtime, "o"), color=colors.get(runtime),
-                    linestyle="", markersize=4, linewidth=1, label=runtime,
-                )  # fmt: skip
-            axes.set_xscale("log")
-            axes.set_title(f"batch {batch}")
-            axes.grid(axis="x", which="major")
-            axes.set_yticks(range(len(rows)), [timing_label(*row) for row in rows], fontsize=8)
-        panels[0].invert_yaxis()
-        for axes in grid[-1]:
-            axes.set_xlabel("µs an image", fontsize=8.5)
+        figure = Figure(figsize=(7.0, 1.7 + 0.4 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
+        grid = figure.subplots(len(heights), columns, sharey="row", squeeze=False, height_ratios=heights)
+        panels = iter(grid.flat)
         handles = {}
-        for axes in panels:
-            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 4)
+        for part, names in zip(blocks, rows, strict=True):
+            for batch in batches:
+                axes = next(panels)
+                axes.set_title(f"batch {batch}")
+                axes.set_yticks(range(len(names)), [timing_label(*name) for name in names], fontsize=8)
+                if part is saved:
+                    axes.axvline(0, color="black", linewidth=0.8)
+                    axes.set_xlabel("% saved against skips with t", fontsize=8.5)
+                    if published and batch == PUBLISHED_BATCH:
+                        handles |= _band(axes, names, published)
+                else:
+                    axes.set_xscale("log")
+                    axes.set_xlabel("µs an image", fontsize=8.5)
+                handles |= _timed(axes, part[part["batch"] == batch], names, runtimes)
+            for axes in [next(panels) for _ in range(-len(batches) % columns)]:
+                axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.invert_yaxis()
+        _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 3)
         _stamp(figure, frame, stamp)
     return figure
+
+
+def _saved(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` of timings as % saved against the variant `skips` of the same network, runtime and batch.
+
+    Quartiles are set against the opposite ones. What has no such variant is left out, and what was collapsed.
+    """
+    key = ["network", "runtime", "batch"]
+    times = ["median_us", "q1_us", "q3_us"]
+    both = frame[~frame["variant"].isin(["skips", "collapsed"])].merge(
+        frame.loc[frame["variant"] == "skips", [*key, *times]], on=key, suffixes=("", "_skips")
+    )
+    pairs = (("median_us", "median_us"), ("q1_us", "q3_us"), ("q3_us", "q1_us"))
+    return both.assign(**{low: 100 * (1 - both[high] / both[f"{low}_skips"]) for low, high in pairs})
+
+
+def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtimes: list[str]) -> dict[str, Any]:
+    """Medians with quartiles, a marker a runtime, beside one another in the row of their network and variant."""
+    colors = ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2
+    for runtime, own in part.groupby("runtime", sort=False):
+        place = runtimes.index(runtime)
+        shift = min(0.16, 0.8 / len(runtimes)) * (place - (len(runtimes) - 1) / 2)
+        y = [names.index(name) + shift for name in zip(own["network"], own["variant"], strict=True)]
+        spread = [own["median_us"] - own["q1_us"], own["q3_us"] - own["median_us"]]
+        axes.errorbar(
+            own["median_us"], y, xerr=spread, fmt="osD^vP*X"[place], color=colors[place], linestyle="", markersize=4,
+            linewidth=1, label=runtime,
+        )  # fmt: skip
+    return {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+
+
+def _band(axes: Axes, names: list[tuple[str, str]], published: tuple[float, float]) -> dict[str, Any]:
+    """The published range behind the rows that it is about."""
+    low, high = (100 * share for share in published)
+    rows = [row for row, (_, variant) in enumerate(names) if variant == "skips_removed"]
+    label = f"published, eager: {low:g} to {high:g} %"
+    return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#dddddd", zorder=0.5, label=label)}
 
 
 def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
