@@ -1,5 +1,6 @@
 """store: records are whole or not there, and travel as one file."""
 
+import gzip
 import json
 
 import pytest
@@ -68,6 +69,22 @@ def test_an_unreadable_archive_is_one_line(store, tmp_path):
     (tmp_path / "bad.gz").write_bytes(b"no gzip")
     with pytest.raises(StoreError, match=r"bad\.gz"):
         store.unpack(tmp_path / "bad.gz")
+
+
+@pytest.mark.parametrize("change", [{"trial": {}}, {"trial": 3}, {"digest": "other"}, {"epochs": []}, {"epochs": None}])
+def test_an_archive_with_a_bad_record_is_refused_whole(store, tmp_path, change):
+    archive, other = tmp_path / "trials.jsonl.gz", Store(tmp_path / "other")
+    records = [store.get(trial) for trial in TRIALS[:2]]
+    records[1] |= change
+    archive.write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+    with pytest.raises(StoreError, match="line 2: not the whole record"):
+        other.unpack(archive)
+    assert list(other.folder.iterdir()) == []
+
+
+def test_an_archive_that_cannot_be_written_is_one_line(store, tmp_path):
+    with pytest.raises(StoreError, match=r"missing/trials\.jsonl\.gz: cannot be written"):
+        store.pack(tmp_path / "missing" / "trials.jsonl.gz")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -2,13 +2,13 @@
 
 import gzip
 import json
-import os
 import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from skipfold.errors import StoreError
+from skipfold.errors import SkipfoldError, StoreError
 from skipfold.trial import Trial
 
 Record = dict[str, Any]
@@ -43,7 +43,7 @@ class Store:
         path = self.path(trial)
         try:
             record = json.loads(path.read_text())
-            whole = record["digest"] == trial.digest and len(record["epochs"]) == trial.epochs
+            whole = _belongs(record, trial)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
@@ -59,18 +59,14 @@ class Store:
         """Write the record of `trial` atomically and give it back as it will be read."""
         record = {"digest": trial.digest, "trial": trial.description(), **record}
         text = json.dumps(record, indent=1)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.replace(name, self.path(trial))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        _write(self.path(trial), text.encode())
         return json.loads(text)
 
     def pack(self, archive: str | Path, trials: Iterable[Trial] | None = None) -> int:
-        """Write the records of `trials` (all where None) as one gzipped JSON-lines file; gives their number."""
+        """Write the records of `trials` (all where None) as one gzipped JSON-lines file; gives their number.
+
+        Raises StoreError where the file cannot be written.
+        """
         if trials is None:
             texts = [path.read_text() for path in sorted(self.folder.glob("*.json"))]
             records = [json.loads(text) for text in texts]
@@ -78,20 +74,51 @@ class Store:
             records = [record for trial in trials if (record := self.get(trial))]
             records.sort(key=lambda record: record["digest"])
         lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
-        Path(archive).write_bytes(gzip.compress(lines.encode(), mtime=0))
+        try:
+            _write(Path(archive), gzip.compress(lines.encode(), mtime=0))
+        except OSError as error:
+            raise StoreError(f"{archive}: cannot be written ({error.strerror}); name a file that can") from error
         return len(records)
 
     def unpack(self, archive: str | Path) -> int:
-        """Put the records of an archive that are not yet held; gives the number of those put."""
-        added = 0
+        """Put the records of an archive that are not yet held; gives the number of those put.
+
+        Raises StoreError, before any is put, where one cannot be read or does not belong to its trial.
+        """
         try:
             lines = gzip.decompress(Path(archive).read_bytes()).decode().splitlines()
-            records = [json.loads(line) for line in lines]
         except (OSError, EOFError, ValueError) as error:
             raise StoreError(f"{archive}: not a readable archive of records ({error})") from error
-        for record in records:
-            trial = Trial.from_description(record["trial"])
-            if record["digest"] == trial.digest and trial not in self:
-                self.put(trial, {k: v for k, v in record.items() if k not in ("digest", "trial")})
-                added += 1
-        return added
+        missing = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                trial = Trial.from_description(record.pop("trial"))
+                whole = _belongs(record, trial)
+            except (ValueError, KeyError, TypeError, AttributeError, SkipfoldError):
+                whole = False
+            if not whole:
+                raise StoreError(
+                    f"{archive}, line {number}: not the whole record of a trial; nothing was unpacked, pack it again"
+                )
+            if trial not in self:
+                missing[trial] = record
+        for trial, record in missing.items():
+            self.put(trial, record)
+        return len(missing)
+
+
+def _belongs(record: Record, trial: Trial) -> bool:
+    """Whether `record` is of `trial`, with all of its epochs."""
+    return record["digest"] == trial.digest and len(record["epochs"]) == trial.epochs
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write `content` atomically: the file is whole or not there."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
