@@ -7,6 +7,7 @@ import pytest
 
 from skipfold import config, study
 from skipfold.errors import ConfigError, StoreError
+from skipfold.execute import execute
 from skipfold.statistics import STAMP
 
 NOTEBOOKS = sorted((config.root() / "notebooks").glob("*.ipynb"))
@@ -67,6 +68,21 @@ def test_results_that_cannot_be_written_are_refused_before_anything_runs(monkeyp
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="writable folder"):
         study.run("timing", {"tier": "smoke", "results": str(tmp_path / "file")})
+
+
+def test_what_cannot_be_run_or_kept_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr("papermill.execute_notebook", None)
+    (bad := tmp_path / "bad.ipynb").write_text("{")
+    (file := tmp_path / "file").touch()
+    for error, words, notebook, output in (
+        (ConfigError, "is no notebook", bad, tmp_path / "out.ipynb"),
+        (ConfigError, "is not a file", tmp_path / "missing.ipynb", tmp_path / "out.ipynb"),
+        (ConfigError, "is a folder", NOTEBOOKS[0], tmp_path),
+        (StoreError, "writable folder", NOTEBOOKS[0], file / "out.ipynb"),
+    ):
+        with pytest.raises(error, match=words):
+            execute(notebook, output, {}, tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(

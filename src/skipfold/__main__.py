@@ -97,7 +97,10 @@ def _where(given: argparse.Namespace) -> None:
     from skipfold import config
 
     settings = config.read(given.tier, parse(given.config))
-    print(f"The report is in {(config.folder(settings) / settings['tier'] / 'report.html').absolute()}")
+    page = config.folder(settings) / settings["tier"] / "report.html"
+    if not page.is_file():
+        raise ConfigError(f"{page} is not there; make reproduce TIER={settings['tier']} makes it")
+    print(f"The report is in {page.absolute()}")
 
 
 def _quote(given: argparse.Namespace) -> None:

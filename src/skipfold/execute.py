@@ -2,27 +2,37 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skipfold.errors import ConfigError, NotebookError
+from skipfold.records import writable
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path) -> None:
     """Run `notebook` with `parameters` in folder `log`, then move it to `output`; a failed one stays in `log`.
 
-    Raises ConfigError on a parameter that the notebook does not have, NotebookError where it fails.
+    Raises ConfigError on a parameter that the notebook does not have and on what is no notebook, StoreError where
+    `output` cannot be written, both before it runs, NotebookError where it fails.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from nbformat.reader import NotJSONError
 
     # The kernel must be this environment's, not one that the user has at home.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     logging.getLogger("papermill").setLevel(logging.ERROR)
     if not notebook.is_file():
         raise ConfigError(f"notebook: {notebook} is not a file")
-    known = papermill.inspect_notebook(str(notebook))
+    if output.is_dir():
+        raise ConfigError(f"output: {output} is a folder; name a file in it, for example {output / notebook.name}")
+    writable(output.parent)
+    try:
+        known = papermill.inspect_notebook(str(notebook))
+    except NotJSONError as error:
+        raise ConfigError(f"notebook: {notebook} is no notebook; name a file that Jupyter wrote") from error
     for name in parameters:
         if name not in known:
             raise ConfigError(f"parameter: {name!r} is not one of {notebook}; allowed are {', '.join(known)}")
@@ -43,4 +53,4 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Pa
     except DeadKernelError as error:
         raise NotebookError(f"the kernel died, out of memory perhaps ({notebook}; run so far: {running})") from error
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(running, output)
+    shutil.move(running, output)  # which may lie on another file system
