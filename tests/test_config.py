@@ -7,7 +7,7 @@ import yaml
 
 from skipfold import config, experiments
 from skipfold.errors import ConfigError
-from skipfold.keys import get, parse, put, render
+from skipfold.keys import get, parse, put, render, typed
 
 BAD = {
     "trials=0": "trials: 0 given",
@@ -100,6 +100,12 @@ def test_rendered_overrides_are_read_back():
 
     values = {"trials": 3, "experiments": {"a b": {"t": [0.5, None]}}, "data_folder": "it's"}
     assert parse(shlex.split(render(values))) == values
+
+
+def test_texts_that_snakemake_gives_are_values():
+    given = {"t": ["0", "0.5", "null"], "drop_last": "true", "folder": "/a b", "glob": "*", "none": "", "trials": 3}
+    read = {"t": [0, 0.5, None], "drop_last": True, "folder": "/a b", "glob": "*", "none": "", "trials": 3}
+    assert typed({"inner": given}) == {"inner": read}
 
 
 def test_put_leaves_the_original_alone():

@@ -13,7 +13,7 @@ import papermill
 import pytest
 import torch
 
-from skipfold import config, experiments, records, study, sweep
+from skipfold import config, experiments, records, statistics, study, sweep
 from skipfold.__main__ import main
 from skipfold.errors import NotebookError
 from skipfold.execute import execute
@@ -184,6 +184,14 @@ def test_a_killed_run_goes_on_where_it_stopped(smoke, bare):
         assert resumed == pytest.approx(whole, rel=1e-6)  # stacked with others, rounded otherwise
 
 
+def test_nested_keys_may_be_given_to_snakemake(bare):
+    table = "results/smoke/tables/accuracy_vs_t_cnn3.csv"
+    given = ["tier=smoke", "trials=1", "stacked=null", "experiments={accuracy_vs_t_cnn3: {t: [0.25, 1]}}"]
+    run = snakemake(bare, table, "--config", *given)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert set(statistics.read(bare / table)["t"]) == {0.25, 1}
+
+
 def test_parts_share_the_trials_of_an_experiment(bare, monkeypatch):
     monkeypatch.chdir(bare)
     for part in ("1/3", "2/3", "3/3"):
@@ -224,6 +232,7 @@ def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):
     [
         (["tier=huge"], "huge"),
         (["tier=smoke", "trails=3"], "did you mean trials?"),
+        (["tier=smoke", "optimizer={resnet: {lr: -1}}"], "optimizer.resnet.lr: -1 given"),
         (["tier=smoke", "results=Snakefile"], "writable folder"),
         (["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),
     ],

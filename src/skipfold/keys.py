@@ -64,6 +64,20 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def typed(value: Any) -> Any:
+    """`value` with every text in it read as YAML: Snakemake's --config leaves what mappings and lists hold as text."""
+    if isinstance(value, Mapping):
+        return {key: typed(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [typed(held) for held in value]
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
 def render(values: Mapping[str, Any]) -> str:
     """`values` as the shell words that `parse` reads."""
     return shlex.join(f"{key}={json.dumps(value)}" for key, value in values.items())

@@ -21,7 +21,8 @@ def or_exit(call, *arguments):
 
 # Keys that differ from config/config.yaml come from the command line, and go on to every job.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
-OVERRIDES = {key: value for key, value in config.items() if key != "tier" and value != COMMON.get(key)}
+GIVEN = skipfold.keys.typed(config)
+OVERRIDES = {key: value for key, value in GIVEN.items() if key != "tier" and value != COMMON.get(key)}
 TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
 SETTINGS = or_exit(skipfold.config.load, TIER, OVERRIDES)
 or_exit(skipfold.records.writable, skipfold.config.folder(SETTINGS))
