@@ -114,6 +114,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         save_state(nn.Linear(1, 1), tmp_path / "none" / "state.safetensors")
 
 
+def test_safetensors_that_would_not_be_known_as_such_are_not_written(tmp_path):
+    with pytest.raises(ExportError, match=r"name it .*weights\.safetensors"):
+        save_state(nn.Linear(2, 2), tmp_path / "weights.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_safetensors_that_read_otherwise_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(deploy.safetensors.torch, "load_file", lambda path: {})
     with pytest.raises(ExportError, match="what was written is not what is read"):

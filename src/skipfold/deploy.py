@@ -78,7 +78,12 @@ def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
 
 
 def save_state(module: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the state_dict of `module` as safetensors, t included; read again and compared before it is at `path`."""
+    """Write the state_dict of `module` as safetensors, t included; read again and compared before it is at `path`.
+
+    Raises ExportError where `path` does not end in .safetensors, by which it is known, or cannot be written.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ExportError(f"{path}: does not end in .safetensors; name it {Path(path).with_suffix('.safetensors')}")
     state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
     with _written(path) as part:
         safetensors.torch.save_file(state, part, metadata)
