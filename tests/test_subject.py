@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from skipfold.collapse import collapse
-from skipfold.errors import ConfigError, InputShapeError, ModuleError
+from skipfold.errors import ConfigError, InputShapeError, ModuleError, WeightsError
 from skipfold.folding import fold_affine
 from skipfold.homotopy import to_homotopy
+from skipfold.inspection import connections
 from skipfold.removal import remove_skips
 
 OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove_skips, fold_affine])
@@ -19,6 +20,8 @@ OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove
 def test_what_is_no_module_is_refused(operation, given):
     with pytest.raises(ModuleError, match=r"^\w+ given; a torch\.nn\.Module is allowed"):
         operation(given, (2,))
+    with pytest.raises(ModuleError):
+        connections(given)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -27,6 +30,12 @@ def test_torchscript_is_refused_by_its_path(operation):
     model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
     with pytest.raises(ModuleError, match=r"^1: a TorchScript module given"):
         operation(model, (2,))
+
+
+@OPERATIONS
+def test_weights_without_values_are_refused_by_their_path(operation):
+    with pytest.raises(WeightsError, match=r"^0\.weight: on the meta device"):
+        operation(nn.Sequential(nn.Linear(2, 2, device="meta")), (2,))
 
 
 @OPERATIONS

@@ -84,8 +84,8 @@ def _read(model: nn.Module) -> fx.Graph:
         return _Layers().trace(model)
     except Exception as error:  # whatever a forward does with the proxies of torch.fx
         raise SkipError(
-            f"torch.fx cannot read the network ({first_line(error)}); rewrite its forward without branches on values, "
-            "or do without folding"
+            f"torch.fx cannot read this {type(model).__name__} ({first_line(error)}); give the network itself where "
+            "this only wraps it, or rewrite its forward without branches on values, or do without folding"
         ) from error
 
 

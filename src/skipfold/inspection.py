@@ -16,6 +16,7 @@ from skipfold.figures import STYLE
 from skipfold.graphs import sources
 from skipfold.homotopy import HomotopyBlock, insert_skips, skips
 from skipfold.recursion import SkipCNN
+from skipfold.subject import check_module
 
 WIDEST = 5.0
 """Line width, in points, of a skip whose weight is 1."""
@@ -45,8 +46,9 @@ class Connection:
 def connections(model: nn.Module) -> list[Connection]:
     """Every skip of `model`, in order; those of a network without strengths are found as `to_homotopy` finds them.
 
-    Raises SkipError where torch.fx cannot read the network.
+    Raises SkipError where torch.fx cannot read the network, ModuleError where it is no module.
     """
+    check_module(model)
     if isinstance(model, SkipCNN):
         return _of_recursion(model)
     ordinary = not skips(model)

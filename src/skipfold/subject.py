@@ -66,6 +66,8 @@ def dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -
     for path, tensor in held.items():
         if nn.parameter.is_lazy(tensor):
             raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
+        if tensor.is_meta:
+            raise WeightsError(f"{path}: on the meta device, which holds no values; load the weights first")
         if tensor.is_complex() or (path in parameters and not tensor.is_floating_point()):
             raise WeightsError(f"{path}: {tensor.dtype} weights given; floating-point ones are allowed, use .float()")
         if tensor.is_floating_point() and not _finite(tensor):
