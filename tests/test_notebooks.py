@@ -52,6 +52,8 @@ BAD = [
     ({"device": "gpu"}, "gpu"),
     ({"overrides": {"trails": 1}}, "trails"),
     ({"overrides": 3}, "mapping"),
+    ({"overrides": "{trials: 2"}, "no YAML"),
+    ({"t_values": "[0, 0.5"}, "no YAML"),
 ]
 
 
@@ -91,6 +93,12 @@ def test_what_cannot_be_run_or_kept_is_refused_before_anything_runs(monkeypatch,
 def test_values_of_t_may_come_as_papermill_gives_them(given):
     _, settings = study.configure("accuracy_vs_t", {"tier": "smoke", "model": "cnn3", "t_values": given})
     assert settings["experiments"]["accuracy_vs_t_cnn3"]["t"] == [0, 0.5]
+
+
+@pytest.mark.parametrize("given", [{"train_images": 640}, "train_images=640", '{"train_images": 640}'])
+def test_other_keys_may_come_as_papermill_gives_them(given):
+    _, settings = study.configure("timing", {"tier": "smoke", "overrides": given})
+    assert settings["train_images"] == 640
 
 
 def test_names_of_the_kernel_and_results_of_cells_are_no_parameters():

@@ -111,18 +111,26 @@ def configure(notebook: str, asked: Mapping[str, Any]) -> tuple[str, config.Conf
 def t_list(given: Any) -> list[Any] | None:
     """A list of t from a list, one value, or a text such as "0, 0.5, 1", which is how papermill -p gives it."""
     if isinstance(given, str):
-        given = yaml.safe_load(given if given.strip().startswith("[") else f"[{given}]")
+        given = _from_yaml("t_values", given if given.strip().startswith("[") else f"[{given}]")
     if given is None or isinstance(given, list | tuple):
         return given if given is None else list(given)
     return [given]
 
 
 def _overrides(given: Any) -> dict[str, Any]:
+    """From a mapping, or a text such as "{trials: 2}" or "trials=2 epochs=1", which is how papermill -p gives it."""
     if isinstance(given, str):
-        given = parse(given.split())
+        given = _from_yaml("overrides", given) if given.strip().startswith("{") else parse(given.split())
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"overrides: {given!r} given; a mapping of configuration keys is allowed")
     return dict(given or {})
+
+
+def _from_yaml(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {text!r} given, which is no YAML; close its brackets and quotes") from error
 
 
 def show(found: Figure | pd.DataFrame) -> Any:
