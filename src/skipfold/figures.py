@@ -23,6 +23,8 @@ STAMP_WIDTH = 130
 PUBLISHED_BATCH = 64
 """Of the published timings."""
 
+MARKERS = "osD^vP*X"
+
 UNITS = {"host": "wall-clock", "device": "device"}
 
 
@@ -269,15 +271,16 @@ def _saved(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtimes: list[str]) -> dict[str, Any]:
     """Medians with quartiles, a marker a runtime, beside one another in the row of their network and variant."""
-    colors = ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2
+    looks = list(zip(MARKERS, ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2, strict=False))
     for runtime, own in part.groupby("runtime", sort=False):
         place = runtimes.index(runtime)
         shift = min(0.16, 0.8 / len(runtimes)) * (place - (len(runtimes) - 1) / 2)
         y = [names.index(name) + shift for name in zip(own["network"], own["variant"], strict=True)]
         spread = [own["median_us"] - own["q1_us"], own["q3_us"] - own["median_us"]]
+        marker, color = looks[place % len(looks)]
         axes.errorbar(
-            own["median_us"], y, xerr=spread, fmt="osD^vP*X"[place], color=colors[place], linestyle="", markersize=4,
-            linewidth=1, label=runtime,
+            own["median_us"], y, xerr=spread, fmt=marker, color=color, linestyle="", markersize=4, linewidth=1,
+            label=runtime,
         )  # fmt: skip
     return {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
 
@@ -299,7 +302,7 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
     peak, copy = frame["peak_flops_per_s"].iloc[0], frame["copy_bytes_per_s"].iloc[0]
     networks = list(dict.fromkeys(frame["network"]))
     variants = [variant for variant in VARIANTS if variant in set(frame["variant"])]
-    markers = dict(zip(networks, "osD^vP*X", strict=False))
+    markers = dict(zip(networks, MARKERS, strict=False))
     palette = [
         "#0b3c6f",
         "#5b9bd5",

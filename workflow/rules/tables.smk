@@ -5,6 +5,7 @@ rule timing:
     """Prediction time per image of every network; alone on the machine, so that nothing else is timed."""
     input:
         notebook="notebooks/timing.ipynb",
+        claims="config/claims.yaml",
         sources=SHOWING
         + sources("collapse", "cropping", "folding", "homotopy", "pixels", "removal", "resnet", "roofline", "timing"),
     output:
