@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from skipfold import config, experiments, sensitivity, statistics
+from skipfold import config, experiments, figures, sensitivity, statistics
 from skipfold.config import root
 
 PUBLISHED = root() / "results" / "published"
@@ -69,3 +69,9 @@ def test_verdicts_that_another_option_would_flip(results):
         records |= {trial: record(trial, below, below) for trial in other.trials}
         table = sensitivity.table([in_use, other], records, PUBLISHED, results, "paper")
         assert list(table["verdicts_flipped"]) == ["", expected]
+
+
+def test_no_assumptions_give_an_empty_table_and_a_figure(results, tmp_path):
+    table = sensitivity.table([], {}, PUBLISHED, results)
+    assert list(table) == sensitivity.COLUMNS and table.empty
+    figures.save(figures.sensitivity(table), tmp_path / "sensitivity")

@@ -161,7 +161,7 @@ def _page(
         "roofline": _roofline(tables["roofline"], results) if "roofline" in tables else None,
         "certificates": _certificates(tables["certificates"], results) if "certificates" in tables else None,
         "assumptions": _assumptions(tables),
-        "sensitivity": _sensitivity(tables["sensitivity"], results) if "sensitivity" in tables else None,
+        "sensitivity": _sensitivity(tables["sensitivity"], results) if len(tables.get("sensitivity", ())) else None,
         "provenance": list(_flat(provenance)),
         "provenance_links": _links(results, {"provenance.json": "provenance.json", "records": "trials.jsonl.gz"}),
         "files": [{"href": href, "sha256": digest} for href, digest in checksums(results).items()],

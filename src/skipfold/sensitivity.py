@@ -14,6 +14,19 @@ from skipfold.experiments import Option
 from skipfold.store import Record
 from skipfold.trial import Trial
 
+COLUMNS = [
+    "assumption",
+    "alternative",
+    "chosen",
+    "figure",
+    "rmse",
+    "rmse_by_batch",
+    "n",
+    "trials",
+    "images",
+    "verdicts_flipped",
+    *statistics.STAMP,
+]
 POINT = ["arm", "split", "epoch"]
 """What a point of ours and a published one have in common."""
 
@@ -51,7 +64,7 @@ def table(
                 **statistics.stamp(ours),
             }
         )
-    return pd.DataFrame(rows).astype({"images": "Int64"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"images": "Int64"})
 
 
 def _distances(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:
