@@ -1,14 +1,11 @@
 """The records of an experiment: read from the store, or trained now and stored."""
 
 import functools
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from skipfold import config, data, experiments, sweep
-from skipfold.errors import StoreError
 from skipfold.progress import Progress
 from skipfold.store import Record, Store
 from skipfold.training import resolve_device, use_device
@@ -72,7 +69,7 @@ def check(settings: config.Config, device: bool = True) -> None:
     if device:
         resolve_device(settings["device"])
     Store(config.folder(settings, "store"))
-    writable(config.folder(settings) / settings["tier"])
+    config.writable(config.folder(settings) / settings["tier"])
     names = experiments.names(settings)
     check_images(settings, [trial for name in names for trial in experiments.trials(settings, name)])
 
@@ -81,10 +78,3 @@ def check_images(settings: config.Config, trials: Sequence[Trial]) -> None:
     """Raise DataError or ConfigError if the images of any of `trials` are not there."""
     for trial in {(trial.data, trial.train_images, trial.val_images): trial for trial in trials}.values():
         images(settings, trial)
-
-
-def writable(folder: Path) -> None:
-    """Raise StoreError unless `folder` can be written or made."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise StoreError(f"results: {folder} cannot be written (see {nearest}); give a writable folder")

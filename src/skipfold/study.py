@@ -14,7 +14,7 @@ from skipfold import ceiling, claims, config, data, experiments, figures, sensit
 from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
 from skipfold.progress import in_notebook
-from skipfold.records import prepare, records, writable
+from skipfold.records import prepare, records
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
 PARAMETERS = {
@@ -45,7 +45,7 @@ class Study:
 
     def save(self, folder: Path) -> None:
         """Write tables/*.csv, figures/*.svg and figures/*.png under `folder`."""
-        writable(folder)
+        config.writable(folder)
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             statistics.write(table, folder / "tables" / f"{name}.csv")
@@ -67,7 +67,7 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     study = Study(name, settings)
     results = asked.get("results")
     if results:
-        writable(Path(results))
+        config.writable(Path(results))
     STUDIES[notebook](study)
     if results:
         study.save(Path(results))
