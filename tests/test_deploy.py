@@ -1,5 +1,8 @@
 """Exported networks give the outputs of the network, or are not there."""
 
+import os
+import stat
+
 import onnxruntime
 import pytest
 import torch
@@ -102,11 +105,20 @@ class Branching(nn.Module):
 def test_what_cannot_be_exported_is_said_and_replaces_nothing(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_text("before")
-    with pytest.raises(ExportError, match=r"torch\.onnx does not take the network"):
+    with pytest.raises(ExportError, match=r"^/.*/model\.onnx: torch\.onnx does not take the network"):
         export_onnx(Branching(), (3,), path)
     with pytest.raises(InputShapeError, match="input of shape"):
         export_onnx(nn.Linear(3, 2), (4,), path)
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_are_as_readable_as_the_umask_lets_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_state(nn.Linear(1, 1), tmp_path / "state.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "state.safetensors").stat().st_mode) == 0o640
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

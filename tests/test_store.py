@@ -1,7 +1,9 @@
 """store: records are whole or not there, and travel as one file."""
 
+import errno
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,17 @@ def test_a_failed_write_leaves_nothing(store):
     with pytest.raises(TypeError):
         store.put(TRIALS[0], {"epochs": [object()]})
     assert sorted(store.folder.iterdir()) == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_record_as_it_was(store, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    held, before = sorted(store.folder.iterdir()), store.get(TRIALS[0])
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match=r"\.json: cannot be written \(No space left on device\)"):
+        store.put(TRIALS[0], record(2))
+    assert sorted(store.folder.iterdir()) == held and store.get(TRIALS[0]) == before
 
 
 def test_packed_records_are_unpacked_elsewhere(store, tmp_path):

@@ -3,7 +3,6 @@
 import difflib
 import functools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from skipfold.errors import ConfigError, StoreError
+from skipfold.errors import ConfigError
 from skipfold.keys import merge, put
 
 # torch takes seconds to import, and who only asks for root() does not need it: the functions that do import it.
@@ -116,13 +115,6 @@ def _has_cuda() -> bool:
 def folder(config: Mapping[str, Any], key: str = "results") -> Path:
     """The folder that `config` names with `key`; relative ones start at the repository's root."""
     return root() / config[key]
-
-
-def writable(folder: Path) -> None:
-    """Raise StoreError unless `folder` can be written or made."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise StoreError(f"results: {folder} cannot be written (see {nearest}); give a writable folder")
 
 
 def _read(path: str) -> dict[str, Any]:

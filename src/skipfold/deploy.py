@@ -1,11 +1,8 @@
 """Networks as files that were checked before they are there: ONNX, safetensors."""
 
-import contextlib
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +12,7 @@ from torch import nn
 from skipfold.checkpoint import read_state
 from skipfold.collapse import Certificate, Collapsed
 from skipfold.errors import CheckpointError, ExportError
+from skipfold.files import written
 from skipfold.subject import certifying, dtype_and_device, first_line, in_mode, input_errors, sample_shape
 
 TOLERANCE = 1e-4
@@ -48,8 +46,11 @@ def export_onnx(
         inputs = [_random(count, shape, torch.uint8 if uint8 else dtype, device) for count in BATCHES]
         with certifying(device), torch.no_grad(), input_errors(inputs[-1]):
             expected = [module(x.clone()) for x in inputs]
-        with _written(path) as part:
-            _write_onnx(module, inputs[-1], part)
+        with written(path, ExportError) as part:
+            try:
+                _write_onnx(module, inputs[-1], part)
+            except Exception as error:  # of many kinds, from torch.onnx
+                raise ExportError(f"{path}: torch.onnx does not take the network ({first_line(error)})") from error
             try:
                 session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
                 found = [session.run(None, {"input": x.cpu().numpy()})[0] for x in inputs]
@@ -59,22 +60,19 @@ def export_onnx(
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                (x,),
-                path,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            )
-    except Exception as error:  # of many kinds, from torch.onnx
-        raise ExportError(f"{path.name}: torch.onnx does not take the network ({first_line(error)})") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (x,),
+            path,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        )
 
 
 def save_state(module: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
@@ -85,7 +83,7 @@ def save_state(module: nn.Module, path: str | Path, metadata: dict[str, str] | N
     if Path(path).suffix != ".safetensors":
         raise ExportError(f"{path}: does not end in .safetensors; name it {Path(path).with_suffix('.safetensors')}")
     state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
-    with _written(path) as part:
+    with written(path, ExportError) as part:
         safetensors.torch.save_file(state, part, metadata)
         again = safetensors.torch.load_file(part)
         if set(again) != set(state) or not all(torch.equal(again[key], value) for key, value in state.items()):
@@ -131,26 +129,6 @@ def compare_collapsed(path: str | Path, layer: Collapsed) -> float:
             "made from other weights, or with another preprocessing?"
         )
     return worst
-
-
-@contextlib.contextmanager
-def _written(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, and is gone after an error."""
-    path = Path(path)
-    try:
-        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror}); give a folder that is there") from error
-    os.close(number)
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o644)
-        os.replace(part, path)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _random(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from skipfold.config import writable
 from skipfold.errors import ConfigError, NotebookError
+from skipfold.files import writable
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path) -> None:

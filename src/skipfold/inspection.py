@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from skipfold.errors import ExportError, SkipError
 from skipfold.figures import STYLE
+from skipfold.files import written
 from skipfold.graphs import sources
 from skipfold.homotopy import HomotopyBlock, insert_skips, skips
 from skipfold.recursion import SkipCNN
@@ -139,11 +140,8 @@ def drawing(found: list[Connection], title: str) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write `figure` as SVG. Raises ExportError where `path` cannot be written."""
-    try:
-        with matplotlib.style.context(STYLE):
-            figure.savefig(path, format="svg", metadata={"Date": None})
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror}); give a folder that is there") from error
+    with written(path, ExportError) as part, matplotlib.style.context(STYLE):
+        figure.savefig(part, format="svg", metadata={"Date": None})
 
 
 def _draw_row(axes, found: list[Connection], first: int, last: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from skipfold import config, data, experiments, sweep
+from skipfold import config, data, experiments, files, sweep
 from skipfold.progress import Progress
 from skipfold.store import Record, Store
 from skipfold.training import resolve_device, use_device
@@ -69,7 +69,7 @@ def check(settings: config.Config, device: bool = True) -> None:
     if device:
         resolve_device(settings["device"])
     Store(config.folder(settings, "store"))
-    config.writable(config.folder(settings) / settings["tier"])
+    files.writable(config.folder(settings) / settings["tier"])
     names = experiments.names(settings)
     check_images(settings, [trial for name in names for trial in experiments.trials(settings, name)])
 

@@ -3,12 +3,12 @@
 import gzip
 import json
 import tempfile
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from skipfold.errors import SkipfoldError, StoreError
+from skipfold.files import written
 from skipfold.trial import Trial
 
 Record = dict[str, Any]
@@ -56,10 +56,14 @@ class Store:
         return None
 
     def put(self, trial: Trial, record: Record) -> Record:
-        """Write the record of `trial` atomically and give it back as it will be read."""
+        """Write the record of `trial` atomically and give it back as it will be read.
+
+        Raises StoreError where it cannot be written.
+        """
         record = {"digest": trial.digest, "trial": trial.description(), **record}
         text = json.dumps(record, indent=1)
-        _write(self.path(trial), text.encode())
+        with written(self.path(trial), StoreError) as part:
+            part.write_text(text)
         return json.loads(text)
 
     def pack(self, archive: str | Path, trials: Iterable[Trial] | None = None) -> int:
@@ -74,10 +78,8 @@ class Store:
             records = [record for trial in trials if (record := self.get(trial))]
             records.sort(key=lambda record: record["digest"])
         lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
-        try:
-            _write(Path(archive), gzip.compress(lines.encode(), mtime=0))
-        except OSError as error:
-            raise StoreError(f"{archive}: cannot be written ({error.strerror}); name a file that can") from error
+        with written(archive, StoreError) as part:
+            part.write_bytes(gzip.compress(lines.encode(), mtime=0))
         return len(records)
 
     def unpack(self, archive: str | Path) -> int:
@@ -111,14 +113,3 @@ class Store:
 def _belongs(record: Record, trial: Trial) -> bool:
     """Whether `record` is of `trial`, with all of its epochs."""
     return record["digest"] == trial.digest and len(record["epochs"]) == trial.epochs
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write `content` atomically: the file is whole or not there."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from skipfold import ceiling, claims, config, data, experiments, figures, sensitivity, statistics
+from skipfold import ceiling, claims, config, data, experiments, figures, files, sensitivity, statistics
 from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
 from skipfold.progress import in_notebook
@@ -45,7 +45,7 @@ class Study:
 
     def save(self, folder: Path) -> None:
         """Write tables/*.csv, figures/*.svg and figures/*.png under `folder`."""
-        config.writable(folder)
+        files.writable(folder)
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             statistics.write(table, folder / "tables" / f"{name}.csv")
@@ -67,7 +67,7 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     study = Study(name, settings)
     results = asked.get("results")
     if results:
-        config.writable(Path(results))
+        files.writable(Path(results))
     STUDIES[notebook](study)
     if results:
         study.save(Path(results))

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import skipfold.config
+import skipfold.files
 import skipfold.keys
 import skipfold.records
 import torch
@@ -25,7 +26,7 @@ GIVEN = skipfold.keys.typed(config)
 OVERRIDES = {key: value for key, value in GIVEN.items() if key != "tier" and value != COMMON.get(key)}
 TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
 SETTINGS = or_exit(skipfold.config.load, TIER, OVERRIDES)
-or_exit(skipfold.config.writable, skipfold.config.folder(SETTINGS))
+or_exit(skipfold.files.writable, skipfold.config.folder(SETTINGS))
 CONFIGURED = f"--tier {TIER}" + (f" --config {skipfold.keys.render(OVERRIDES)}" if OVERRIDES else "")
 ON_CUDA = SETTINGS["device"].startswith("cuda") or (SETTINGS["device"] == "auto" and torch.cuda.is_available())
 
