@@ -124,6 +124,7 @@ def test_options_of_the_recursion(options):
         (("resnet18", {"stem": "large"}), "stem: 'large'"),
         (("resnet18", {"stem": [7]}), r"stem: \[7\]"),
         (("resnet18", {"norm": "layer"}), "norm: 'layer'"),
+        (("resnet18", {"size": 11}), "size: 11 given; a whole number of at least 12"),
         (("resnet18", {"init": "zeros"}), "init: 'zeros'"),
         (("cnn3", {"t": 2}), "t: 2"),
         (("cnn3", {"hidden": -1}), "hidden: -1"),

@@ -64,6 +64,7 @@ def compare(models: list[nn.Module], stacked: nn.Module, x: torch.Tensor) -> Non
         ("resnet18", {}),
         ("resnet18", {"linear": "avgpool", "stem": "small"}),
         ("resnet18", {"stem": "unpadded_pool3"}),
+        ("resnet18", {"size": 16}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )

@@ -1,9 +1,11 @@
 """The paper's ResNets: torchvision's, for 28x28 images of one channel, with skip strength t in every block."""
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, check_count
 from skipfold.homotopy import insert_skips
 
 DEPTHS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
@@ -35,11 +37,13 @@ def resnet(
     block: str = "homotopy",
     stem: str = "imagenet",
     norm: str = "batch",
+    size: int | None = None,
 ) -> ResNet:
     """ResNet18 or ResNet34 for [N, 1, 28, 28] and 10 classes: the usual network, its first convolution 1-channel.
 
     `linear` removes every ReLU: "maxpool" keeps the max-pool (as published, not affine), "avgpool" puts an
-    average-pool of the same geometry in its place (affine in eval mode). Raises ConfigError on an unknown name.
+    average-pool of the same geometry in its place (affine in eval mode). `size` makes the images that small first, in
+    height and width (bilinear, antialiased), 12 at least. Raises ConfigError on an unknown name.
     """
     for key, value, allowed in (
         ("network", name, DEPTHS),
@@ -56,9 +60,26 @@ def resnet(
     model.conv1 = nn.Conv2d(1, 64, *first, bias=False)
     pooling = nn.AvgPool2d if linear == "avgpool" else nn.MaxPool2d
     model.maxpool = pooling(*pool) if pool else nn.Identity()
+    if size is not None:
+        check_count(size, "size", 12)
+        model.conv1 = nn.Sequential(Resized(size), model.conv1)
     if linear:
         _replace(model, nn.ReLU, nn.Identity())
     return insert_skips(model, t) if block == "homotopy" else model
+
+
+class Resized(nn.Module):
+    """Images [N, C, H, W] as [N, C, size, size], by antialiased bilinear resampling."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
 
 
 def _replace(model: nn.Module, kind: type[nn.Module], other: nn.Module) -> None:
