@@ -84,7 +84,8 @@ ASSUMPTIONS = (
      INFERRED,
      "The usual network learns too well near t = 0. With a max-pool of stride 3 (imagenet_pool3) and the framework's "
      "initial values it is near the published curves of both ResNets, except at t = 1: there only strided 1 × 1 "
-     "projections are left, which see one corner of the image (docs/fit.md)."),
+     "projections are left, which see one corner of the image; made 16 × 16 first, images give t = 1, and miss "
+     "elsewhere (docs/fit.md)."),
     ("Linearized ResNet34", "ReLUs removed, max-pool kept", INFERRED,
      "Affine networks stay far below the published 0.98682; with its max-pool the network comes near."),
     ("t of the linear networks over epochs", "{t_linear}", INFERRED,
