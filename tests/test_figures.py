@@ -95,7 +95,9 @@ def test_timing_shows_every_row_and_what_it_saves():
     medians = {"skips": 10.0, "skips_removed": 8.0}
     rows = [
         {"network": network, "variant": variant, "runtime": "eager", "batch": batch, "measure": "host",
-         "median_us": median, "q1_us": median - 1, "q3_us": median + 1, **STAMP}
+         "median_us": median, "q1_us": median - 1, "q3_us": median + 1,
+         "samples_us": " ".join(str(median * drift) for drift in (1, 1, 1, 1, 1, 1 if variant == "skips" else 1.5)),
+         **STAMP}
         for network in ("resnet18", "resnet34") for variant, median in medians.items() for batch in (1, 64, 256)
     ]  # fmt: skip
     figure = figures.timing(pd.DataFrame(rows), published=(0.22, 0.46))
@@ -108,7 +110,7 @@ def test_timing_shows_every_row_and_what_it_saves():
         (bars,) = [container for container in axes.containers if container.get_label() == "eager"]
         assert list(bars.lines[0].get_xdata()) == pytest.approx([20.0, 20.0])
         spread = bars.lines[2][0].get_segments()
-        assert [segment[:, 0].tolist() for segment in spread] == [pytest.approx([0.0, 100 * (1 - 7 / 11)])] * 2
+        assert [segment[:, 0].tolist() for segment in spread] == [pytest.approx([-20.0, 20.0])] * 2
     bands = [[(bar.get_x(), bar.get_width()) for bar in axes.patches] for axes in shown]
     assert bands == [[], [], [], [], [pytest.approx((22, 24))] * 2, []]
 

@@ -23,6 +23,7 @@ def test_savings_compare_eager_with_eager_and_fastest_with_fastest_of_a_precisio
         ("perceptron", "perceptron", "eager", "tf32", 64, 1.0),
     ]
     frame = pd.DataFrame(rows, columns=["network", "variant", "runtime", "precision", "batch", "median_us"])
+    frame["samples_us"] = [f"{value} {2 * value} {value}" for value in frame["median_us"]]
     row, bf16 = statistics.savings(frame.assign(measure="host", **dict.fromkeys(statistics.STAMP, ""))).to_dict(
         "records"
     )
@@ -30,7 +31,18 @@ def test_savings_compare_eager_with_eager_and_fastest_with_fastest_of_a_precisio
     assert row["eager_saved"] == 0.25 and row["fastest_saved"] == pytest.approx(0.1)
     assert (row["before_runtime"], row["after_runtime"]) == ("cuda_graph", "cuda_graph")
     assert (row["precision"], bf16["precision"]) == ("tf32", "bf16")
-    assert bf16["fastest_saved"] == 0.25 and pd.isna(bf16["eager_saved"])
+    assert bf16["fastest_saved"] == 0.25 and pd.isna(bf16["eager_saved"]) and pd.isna(bf16["fastest_saved_low"])
+
+
+def test_saving_pairs_the_samples_of_a_round():
+    """A drift of both is no saving. Of six rounds the smallest and the largest ratio hold the median by 1 - 2 / 2^6."""
+    drift = np.array([1.0, 2, 4, 8, 16, 32])
+    ratios = np.array([0.7, 0.9, 0.75, 0.85, 0.8, 0.6])
+    of, against = (" ".join(map(str, samples)) for samples in (3 * ratios * drift, 3 * drift))
+    assert statistics.saving(of, against) == pytest.approx((1 - 0.775, 0.1, 0.4))
+    assert statistics.saving(of, f"{against} 1000") == statistics.saving(of, against)
+    saved, *between = statistics.saving("1 2 3 4 5", "2 4 6 8 10")
+    assert saved == 0.5 and np.isnan(between).all()
 
 
 def record(index=0, arm="cnn3", t=0.5, accuracies=(0.8, 0.9), **final):

@@ -23,6 +23,8 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     assert {"skips", "skips_literal", "add", "skips_removed", "folded", "cropped", "collapsed"} <= set(eager["variant"])
     assert (eager.groupby("batch")["network"].count() == 16 * eager["measure"].nunique()).all()
     assert (table["q1_us"] <= table["median_us"]).all() and (table["median_us"] <= table["q3_us"]).all()
+    samples = table["samples_us"].str.split(expand=True).astype(float)
+    assert samples.median(axis=1).tolist() == pytest.approx(table["median_us"].tolist(), rel=1e-4)
     on_cuda = device.type == "cuda"
     assert (table["max_difference"] < (1e-2 if on_cuda else 1e-4)).all()
     assert set(table["precision"]) == {"tf32" if on_cuda else "float32"}

@@ -21,7 +21,7 @@ NOT_JUDGED = "not judged at this tier"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE, NOT_JUDGED)
 
 BOOTSTRAP = "95 % bootstrap"
-QUARTILES = "quartiles"
+OF_MEDIAN = "95 % of the median"
 
 COLUMNS = (
     "claim",
@@ -84,8 +84,8 @@ def judge(
     """A verdict for every check, from the tables under `results` (results/<tier>).
 
     Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
-    high are), n (trials), verdict (one of VERDICTS), remark, experiment, table and notebook (paths under
-    `results`), source, STAMP. A value is empty where there is none.
+    high are), n (trials, of times rounds), verdict (one of VERDICTS), remark, experiment, table and notebook (paths
+    under `results`), source, STAMP. A value is empty where there is none.
     """
     results = Path(results)
     published = Path(published or root() / "results" / "published")
@@ -321,7 +321,7 @@ def _ceiling(check: dict[str, Any], results: Path, published: Path) -> Finding:
 
 
 def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    """Share of wall-clock prediction time that one variant saves against another; the interval is of quartiles."""
+    """Share of wall-clock prediction time that one variant saves against another, see `statistics.saving`."""
     measure = check["measure"]
     table = _table(results, "timing")
     table = table[
@@ -338,15 +338,9 @@ def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
     if check["protocol"].get("device") == "cuda" and both["device"].str.startswith("CPU").any():
         raise NotRun("timed on a CPU; the published times are a GPU's")
     (_, of), (_, against) = both.iterrows()
-    return Finding(
-        1 - of["median_us"] / against["median_us"],
-        1 - of["q3_us"] / against["q1_us"],
-        1 - of["q1_us"] / against["q3_us"],
-        QUARTILES,
-        int(of.get("repeats", 0)) or None,
-        both,
-        f"{against['median_us']:.2f} to {of['median_us']:.2f} µs an image",
-    )
+    saved = statistics.saving(of["samples_us"], against["samples_us"])
+    remark = f"{against['median_us']:.2f} to {of['median_us']:.2f} µs an image"
+    return Finding(*saved, OF_MEDIAN, int(both["repeats"].min()), both, remark)
 
 
 OF_TRAINED: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {

@@ -215,8 +215,9 @@ def timing(
     """Prediction time per image of every network and variant, log scale; below, what it saves against t-weighted skips.
 
     A panel a batch size. `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us,
-    device. Shown is the wall-clock ("host") time where it was measured; the runtime is in the marker. `published` are
-    the least and the largest share that removing the skips is said to save, eagerly at batch PUBLISHED_BATCH.
+    samples_us, device. Shown is the wall-clock ("host") time where it was measured; the runtime is in the marker.
+    `published` are the least and the largest share that removing the skips is said to save, eagerly at batch
+    PUBLISHED_BATCH.
     """
     measure = "host" if (frame["measure"] == "host").any() else frame["measure"].iloc[0]
     frame = frame[frame["measure"] == measure]
@@ -258,19 +259,20 @@ def timing(
 def _saved(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` of timings as % saved against the variant `skips` of the same network, runtime and batch.
 
-    Quartiles are set against the opposite ones. What has no such variant is left out, and what was collapsed.
+    In the place of quartiles are the ends of the interval. What has no such variant is left out, and what was
+    collapsed.
     """
     key = ["network", "runtime", "batch"]
-    times = ["median_us", "q1_us", "q3_us"]
     both = frame[~frame["variant"].isin(["skips", "collapsed"])].merge(
-        frame.loc[frame["variant"] == "skips", [*key, *times]], on=key, suffixes=("", "_skips")
+        frame.loc[frame["variant"] == "skips", [*key, "samples_us"]], on=key, suffixes=("", "_skips")
     )
-    pairs = (("median_us", "median_us"), ("q1_us", "q3_us"), ("q3_us", "q1_us"))
-    return both.assign(**{low: 100 * (1 - both[high] / both[f"{low}_skips"]) for low, high in pairs})
+    pairs = zip(both["samples_us"], both["samples_us_skips"], strict=True)
+    saved = 100 * np.array([statistics.saving(*pair) for pair in pairs]).reshape(-1, 3)
+    return both.assign(median_us=saved[:, 0], q1_us=saved[:, 1], q3_us=saved[:, 2])
 
 
 def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtimes: list[str]) -> dict[str, Any]:
-    """Medians with quartiles, a marker a runtime, beside one another in the row of their network and variant."""
+    """Values with their bars, a marker a runtime, beside one another in the row of their network and variant."""
     looks = list(zip(MARKERS, ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2, strict=False))
     for runtime, own in part.groupby("runtime", sort=False):
         place = runtimes.index(runtime)

@@ -257,8 +257,6 @@ def summary(verdicts: list[str]) -> tuple[str, str]:
 
 def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[str, Any]:
     between = "" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
-    if between and row["interval"] == claims.QUARTILES:
-        between += " (quartiles)"
     wanted = {"table": row["table"], "notebook": row["notebook"]}
     return {
         "id": row["id"],
@@ -393,13 +391,17 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
             figures.timing_label(row.network, row.variant),
             row.batch,
             PRECISIONS[row.precision],
-            "–" if pd.isna(row.eager_saved) else percent(row.eager_saved),
+            "–" if pd.isna(row.eager_saved) else _saved(row.eager_saved, row.eager_saved_low, row.eager_saved_high),
             f"{row.before_runtime}, {microseconds(row.before_us)}",
             f"{row.after_runtime}, {microseconds(row.after_us)}",
-            percent(row.fastest_saved),
+            _saved(row.fastest_saved, row.fastest_saved_low, row.fastest_saved_high),
         )
         for row in table.itertuples(index=False)
     ]
+
+
+def _saved(share: float, low: float, high: float) -> str:
+    return percent(share) if pd.isna(low) else f"{percent(share)} ({percent(low)} to {percent(high)})"
 
 
 def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, Any]:
@@ -416,7 +418,7 @@ def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, An
             time = ours.iloc[0]
             cell = [microseconds(time["median_us"]), f"{microseconds(time['q1_us'])}–{microseconds(time['q3_us'])}"]
             if len(base) and variant != "skips":
-                cell.append(f"saves {percent(1 - time['median_us'] / base.iloc[0]['median_us'])}")
+                cell.append(f"saves {percent(statistics.saving(time['samples_us'], base.iloc[0]['samples_us'])[0])}")
             cells.append(cell)
         rows.append(cells)
     text = f"Batch {batch}, {figures.UNITS.get(measure, measure)} time" + (", as published" if batch == 64 else "")

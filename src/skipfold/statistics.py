@@ -215,7 +215,8 @@ def savings(frame: pd.DataFrame) -> pd.DataFrame:
 
     Only runtimes of the same precision are compared. Columns: network, variant, batch, precision, eager_saved (share
     of wall-clock time saved, both eager, which is what the paper measured), before_runtime, before_us (the fastest
-    runtime of the network with its skips), after_runtime, after_us (that of the variant), fastest_saved, STAMP.
+    runtime of the network with its skips), after_runtime, after_us (that of the variant), fastest_saved, both with
+    _low and _high (see `saving`), STAMP.
     """
     host = frame[frame["measure"] == "host"]
     rows = []
@@ -225,24 +226,42 @@ def savings(frame: pd.DataFrame) -> pd.DataFrame:
             before, after = part[part["variant"] == "skips"], part[part["variant"] == variant]
             if before.empty or after.empty:
                 continue
-            eager = [side.loc[side["runtime"] == "eager", "median_us"] for side in (before, after)]
+            eager = [side.loc[side["runtime"] == "eager", "samples_us"].tolist() for side in (after, before)]
             best_before, best_after = (side.loc[side["median_us"].idxmin()] for side in (before, after))
+            fastest = saving(best_after["samples_us"], best_before["samples_us"])
             rows.append(
                 {
                     "network": network,
                     "variant": variant,
                     "batch": batch,
                     "precision": precision,
-                    "eager_saved": None if min(map(len, eager)) == 0 else 1 - eager[1].iloc[0] / eager[0].iloc[0],
+                    **_named("eager_saved", saving(*eager[0], *eager[1]) if all(eager) else [None] * 3),
                     "before_runtime": best_before["runtime"],
                     "before_us": best_before["median_us"],
                     "after_runtime": best_after["runtime"],
                     "after_us": best_after["median_us"],
-                    "fastest_saved": 1 - best_after["median_us"] / best_before["median_us"],
+                    **_named("fastest_saved", fastest),
                     **{key: best_after.get(key) for key in STAMP},
                 }
             )
     return pd.DataFrame(rows)
+
+
+def saving(of: str, against: str) -> tuple[float, float, float]:
+    """Share of the time of a prediction that another saves, from their `samples_us` (see `timing.measure`).
+
+    1 less the median ratio of two samples of one round, since a drift of the machine meets both; then its 95 % interval
+    by order statistics, not a number below six rounds.
+    """
+    samples = [np.array(text.split(), dtype=float) for text in (of, against)]
+    rounds = min(map(len, samples))
+    ratios = samples[0][:rounds] / samples[1][:rounds]
+    between = stats.quantile_test(ratios, p=0.5).confidence_interval(CONFIDENCE)
+    return 1 - float(np.median(ratios)), 1 - float(between.high), 1 - float(between.low)
+
+
+def _named(name: str, found: Iterable[float | None]) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 def stamp(frame: pd.DataFrame) -> dict[str, str]:

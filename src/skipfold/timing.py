@@ -288,9 +288,9 @@ def measure(config: Mapping[str, Any], device: torch.device) -> pd.DataFrame:
 
     One row a network, variant, runtime, batch and measure. Columns: network, variant, runtime, precision (float32,
     tf32 or bf16), batch, measure (host: wall clock, launches included; device: between CUDA events), median_us, q1_us,
-    q3_us (microseconds an image), repeats, max_difference and prepare_seconds (see `Prediction`), then the stamp.
-    Contenders take turns, so a drift of the clocks meets all of them alike; each is warm, and its batch in the caches
-    where it fits.
+    q3_us (microseconds an image), repeats, samples_us (text: all of them, a round each, as `statistics.saving` takes
+    them), max_difference and prepare_seconds (see `Prediction`), then the stamp. Contenders take turns, once a round,
+    so a drift of the clocks meets all of them alike; each is warm, and its batch in the caches where it fits.
     """
     settings = config["timing"]
     batches = settings["batch_sizes"]
@@ -347,7 +347,8 @@ def _stamp(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _row(prediction: Prediction, batch: int, way: str, seconds: list[float]) -> dict[str, Any]:
-    first, median, third = (1e6 * value / batch for value in statistics.quantiles(seconds, n=4))
+    samples = [1e6 * value / batch for value in seconds]
+    first, median, third = statistics.quantiles(samples, n=4)
     built = prediction.built
     return {
         "network": built.contender.network,
@@ -359,7 +360,8 @@ def _row(prediction: Prediction, batch: int, way: str, seconds: list[float]) -> 
         "median_us": median,
         "q1_us": first,
         "q3_us": third,
-        "repeats": len(seconds),
+        "repeats": len(samples),
+        "samples_us": " ".join(f"{sample:.6g}" for sample in samples),
         "max_difference": prediction.difference,
         "prepare_seconds": prediction.prepare_seconds,
     }
