@@ -45,6 +45,13 @@ def test_saving_pairs_the_samples_of_a_round():
     assert saved == 0.5 and np.isnan(between).all()
 
 
+def test_a_stamp_of_stamps_names_each_device_once():
+    devices = ["CPU; GPU", "GPU", "CPU"]
+    frame = pd.DataFrame({"device": devices, "date": ["2026-01-02", "2026-01-01; 2026-01-03", None]})
+    found = statistics.stamp(frame)
+    assert (found["device"], found["date"], found["torch"]) == ("CPU; GPU", "2026-01-03", "")
+
+
 def record(index=0, arm="cnn3", t=0.5, accuracies=(0.8, 0.9), **final):
     """A record as the store gives it, with two epochs."""
     return {

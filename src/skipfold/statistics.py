@@ -266,7 +266,10 @@ def _named(name: str, found: Iterable[float | None]) -> dict[str, float | None]:
 
 def stamp(frame: pd.DataFrame) -> dict[str, str]:
     """The STAMP of all rows of `frame` as one: distinct values joined by "; ", the latest date."""
-    joined = {key: "; ".join(sorted(frame[key].dropna().astype(str).unique())) if key in frame else "" for key in STAMP}
+    joined = {}
+    for key in STAMP:
+        values = frame[key].dropna().astype(str) if key in frame else ()
+        joined[key] = "; ".join(sorted({part for value in values for part in value.split("; ")}))
     joined["date"] = joined["date"].split("; ")[-1]
     return joined
 
