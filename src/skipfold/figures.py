@@ -330,8 +330,8 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
         x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
         axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
         axes.annotate(
-            f"large matrix product: {peak / 1e9:,.0f} GFLOP/s", (x[-1], peak / 1e9), xytext=(0, 3),
-            textcoords="offset points", ha="right", fontsize=8,
+            f"large matrix product: {peak / 1e9:,.0f} GFLOP/s", (peak / copy, peak / 1e9), xytext=(-4, 0),
+            textcoords="offset points", ha="right", va="center", fontsize=8,
         )  # fmt: skip
         axes.annotate(
             f"large copy: {copy / 1e9:,.0f} GB/s", (x[0], x[0] * copy / 1e9), xytext=(16, 2),

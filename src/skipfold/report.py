@@ -400,8 +400,8 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
     ]
 
 
-def _saved(share: float, low: float, high: float) -> str:
-    return percent(share) if pd.isna(low) else f"{percent(share)} ({percent(low)} to {percent(high)})"
+def _saved(share: float, low: float, high: float) -> list[str]:
+    return [percent(share)] if pd.isna(low) else [percent(share), f"{percent(low)} to {percent(high)}"]
 
 
 def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, Any]:
