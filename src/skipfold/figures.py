@@ -262,13 +262,9 @@ def _saved(frame: pd.DataFrame) -> pd.DataFrame:
     In the place of quartiles are the ends of the interval. What has no such variant is left out, and what was
     collapsed.
     """
-    key = ["network", "runtime", "batch"]
-    both = frame[~frame["variant"].isin(["skips", "collapsed"])].merge(
-        frame.loc[frame["variant"] == "skips", [*key, "samples_us"]], on=key, suffixes=("", "_skips")
-    )
-    pairs = zip(both["samples_us"], both["samples_us_skips"], strict=True)
-    saved = 100 * np.array([statistics.saving(*pair) for pair in pairs]).reshape(-1, 3)
-    return both.assign(median_us=saved[:, 0], q1_us=saved[:, 1], q3_us=saved[:, 2])
+    found = statistics.against_skips(frame[frame["variant"] != "collapsed"]).dropna(subset="saved")
+    saved, low, high = (100 * found[key] for key in statistics.SAVED)
+    return found.assign(median_us=saved, q1_us=low, q3_us=high)
 
 
 def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtimes: list[str]) -> dict[str, Any]:

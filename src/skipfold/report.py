@@ -407,18 +407,17 @@ def _saved(share: float, low: float, high: float) -> list[str]:
 def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, Any]:
     runtimes = list(dict.fromkeys(table["runtime"]))
     rows = []
-    for (network, variant), group in table.groupby(["network", "variant"], sort=False):
+    for (network, variant), group in statistics.against_skips(table).groupby(["network", "variant"], sort=False):
         cells = [figures.timing_label(network, variant)]
         for runtime in runtimes:
             ours = group[group["runtime"] == runtime]
-            base = table[(table["runtime"] == runtime) & (table["network"] == network) & (table["variant"] == "skips")]
             if ours.empty:
                 cells.append("–")
                 continue
             time = ours.iloc[0]
             cell = [microseconds(time["median_us"]), f"{microseconds(time['q1_us'])}–{microseconds(time['q3_us'])}"]
-            if len(base) and variant != "skips":
-                cell.append(f"saves {percent(statistics.saving(time['samples_us'], base.iloc[0]['samples_us'])[0])}")
+            if not pd.isna(time["saved"]):
+                cell.append(f"saves {percent(time['saved'])}")
             cells.append(cell)
         rows.append(cells)
     text = f"Batch {batch}, {figures.UNITS.get(measure, measure)} time" + (", as published" if batch == 64 else "")
@@ -592,17 +591,17 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
         records = [json.loads(line) for line in gzip.decompress(archive.read_bytes()).decode().splitlines()]
     found["trials"] = len(records) or len(set().union(*_digests(tables)))
     found["seconds_of_training"] = round(sum(epoch["seconds"] for record in records for epoch in record["epochs"]), 1)
-    found["precision"] = _join(record["trial"]["precision"] for record in records)
+    found["precision"] = statistics.join(record["trial"]["precision"] for record in records)
     for key in dict.fromkeys(key for record in records for key in record["provenance"]):
         values = [record["provenance"].get(key) for record in records]
         if key == "data_md5":
             found[key] = {name: md5 for value in values for name, md5 in (value or {}).items()}
         else:
-            found[key] = _join(values)
+            found[key] = statistics.join(values)
     for key in ("device", "torch", "cuda", "commit", "date"):
         found.setdefault(key, stamps[key])
     if "timing" in tables:
-        found["timed_on"] = _join(tables["timing"]["device"])
+        found["timed_on"] = statistics.join(tables["timing"]["device"])
     found["report_built_at_commit"] = commit()
     for name in ("requirements/lock.txt", *files(found["tier"])):
         path = root() / name
@@ -612,11 +611,6 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
 
 def _digests(tables: dict[str, pd.DataFrame]) -> Iterable[set[str]]:
     return (set(table["digest"]) for name, table in tables.items() if name.endswith("_trials"))
-
-
-def _join(values: Iterable[Any]) -> str:
-    """Distinct values that are there, sorted, as one text."""
-    return "; ".join(sorted({str(value) for value in values if value is not None and not pd.isna(value)}))
 
 
 def _flat(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -210,6 +210,10 @@ REMOVED = (
 """Networks and variants whose times are compared with those of the same network with its skips."""
 
 
+SAVED = ("saved", "saved_low", "saved_high")
+"""A share of time that is saved, with its 95 % interval."""
+
+
 def savings(frame: pd.DataFrame) -> pd.DataFrame:
     """What collapse and skip removal save, from a table of timings: as published, and against the best runtime.
 
@@ -218,7 +222,7 @@ def savings(frame: pd.DataFrame) -> pd.DataFrame:
     runtime of the network with its skips), after_runtime, after_us (that of the variant), fastest_saved, both with
     _low and _high (see `saving`), STAMP.
     """
-    host = frame[frame["measure"] == "host"]
+    host = against_skips(frame[frame["measure"] == "host"])
     rows = []
     for network, variant in REMOVED:
         of_network = host[host["network"] == network]
@@ -226,7 +230,7 @@ def savings(frame: pd.DataFrame) -> pd.DataFrame:
             before, after = part[part["variant"] == "skips"], part[part["variant"] == variant]
             if before.empty or after.empty:
                 continue
-            eager = [side.loc[side["runtime"] == "eager", "samples_us"].tolist() for side in (after, before)]
+            eager = after.loc[after["runtime"] == "eager", list(SAVED)].to_dict("records") or [dict.fromkeys(SAVED)]
             best_before, best_after = (side.loc[side["median_us"].idxmin()] for side in (before, after))
             fastest = saving(best_after["samples_us"], best_before["samples_us"])
             rows.append(
@@ -235,16 +239,30 @@ def savings(frame: pd.DataFrame) -> pd.DataFrame:
                     "variant": variant,
                     "batch": batch,
                     "precision": precision,
-                    **_named("eager_saved", saving(*eager[0], *eager[1]) if all(eager) else [None] * 3),
+                    **{f"eager_{key}": value for key, value in eager[0].items()},
                     "before_runtime": best_before["runtime"],
                     "before_us": best_before["median_us"],
                     "after_runtime": best_after["runtime"],
                     "after_us": best_after["median_us"],
-                    **_named("fastest_saved", fastest),
+                    **{f"fastest_{key}": value for key, value in zip(SAVED, fastest, strict=True)},
                     **{key: best_after.get(key) for key in STAMP},
                 }
             )
     return pd.DataFrame(rows)
+
+
+def against_skips(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` of timings with the columns SAVED, see `saving`: against the variant `skips`, timed the same way.
+
+    They are empty where a network has no such variant, and for that variant itself.
+    """
+    key = ["network", "runtime", "batch", "measure"]
+    skips = frame.loc[frame["variant"] == "skips", [*key, "samples_us"]]
+    found = frame.merge(skips, "left", key, suffixes=("", "_of_skips"), validate="many_to_one")
+    others = (found["variant"] != "skips") & found["samples_us_of_skips"].notna()
+    pairs = found.loc[others, ["samples_us", "samples_us_of_skips"]].itertuples(index=False)
+    found.loc[others, list(SAVED)] = np.array([saving(*pair) for pair in pairs]).reshape(-1, 3)
+    return found.drop(columns="samples_us_of_skips")
 
 
 def saving(of: str, against: str) -> tuple[float, float, float]:
@@ -260,18 +278,16 @@ def saving(of: str, against: str) -> tuple[float, float, float]:
     return 1 - float(np.median(ratios)), 1 - float(between.high), 1 - float(between.low)
 
 
-def _named(name: str, found: Iterable[float | None]) -> dict[str, float | None]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-
-
 def stamp(frame: pd.DataFrame) -> dict[str, str]:
     """The STAMP of all rows of `frame` as one: distinct values joined by "; ", the latest date."""
-    joined = {}
-    for key in STAMP:
-        values = frame[key].dropna().astype(str) if key in frame else ()
-        joined[key] = "; ".join(sorted({part for value in values for part in value.split("; ")}))
+    joined = {key: join(frame.get(key, ())) for key in STAMP}
     joined["date"] = joined["date"].split("; ")[-1]
     return joined
+
+
+def join(values: Iterable[Any]) -> str:
+    """Distinct values that are there, sorted, as one text; of joined ones each part once."""
+    return "; ".join(sorted({part for value in values if not pd.isna(value) for part in str(value).split("; ")}))
 
 
 def published(experiment: str, folder: str | Path | None = None) -> pd.DataFrame:
