@@ -6,7 +6,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import unsettled
+from samples import Residual, unsettled
 from test_recursion import property_test
 from torch import nn
 from torch.nn import functional as F
@@ -204,6 +204,26 @@ def test_what_torch_fx_cannot_read_is_named_unless_it_adds_nothing():
     assert list(skips(homotopy)) == ["0.skip"]
     with pytest.raises(SkipError, match=r"torch\.export does not take the network .*use export=False"):
         to_homotopy(both, (3, 4, 4), leave=["3"])
+
+
+def test_a_module_to_leave_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"leave: no module at layer9; paths as named_modules gives"):
+        to_homotopy(torchvision.models.resnet18(num_classes=2).eval(), (3, 32, 32), leave=["layer1.0", "layer9"])
+
+
+def test_a_block_run_twice_has_its_strength_both_times():
+    block = Residual(nn.Linear(4, 4))
+    model = nn.Sequential(block, nn.Tanh(), block).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+
+    def at(x, t):
+        return t * x + (1 - t) * block.branch(x)
+
+    homotopy, _ = to_homotopy(model, (4,), t=0.25)
+    assert homotopy[0] is homotopy[2] and skip_strengths(homotopy) == {"0.skip": 0.25}
+    torch.testing.assert_close(homotopy(x), at(at(x, 0.25).tanh(), 0.25), rtol=0, atol=1e-12)
+    with pytest.raises(SkipError, match="no skip connection found"):
+        to_homotopy(model, (4,), leave=["2"])
 
 
 def test_forward_hooks_are_not_lost_silently():

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from samples import images, unsettled
+from samples import Residual, images, unsettled
 from torch import fx, nn
 
 from skipfold.collapse import collapse
@@ -118,6 +118,24 @@ def test_a_chain_keeps_its_projection_gate_where_it_belongs_to_the_residual():
     homotopy, _ = to_homotopy(timm.create_model("seresnet18", num_classes=5).eval(), (3, 32, 32), t=0.0, export=False)
     plain = strip(homotopy)
     assert [path for path, _ in plain.named_modules() if path.endswith(".se")]
+
+
+def test_skips_in_skips_and_of_blocks_run_twice_are_removed():
+    block = Residual(nn.Linear(4, 4))
+    nested = Residual(nn.Sequential(nn.Linear(4, 4), Residual(nn.Linear(4, 4))), block)
+    homotopy, certificate = to_homotopy(nn.Sequential(block, nested, nn.Tanh(), block), (4,), t=0.0)
+    assert len(skips(homotopy)) == 3 and certificate.additions == 5
+    plain, certificate = remove_skips(homotopy, (4,))
+    assert certificate.additions == 0 and not skips(plain)
+    assert [type(module) for module in plain.modules() if not list(module.children())] == [
+        nn.Linear,
+        nn.Linear,
+        nn.Linear,
+        nn.Tanh,
+    ]
+    x = torch.randn(3, 4)
+    twice, inner = block.branch, nested.branch
+    torch.testing.assert_close(plain(x), twice(inner[1].branch(inner[0](twice(x))).tanh()))
 
 
 class InPlace(nn.Module):

@@ -120,7 +120,8 @@ def to_homotopy(
     and a skip are found by torch.fx, the skip being the side with fewer weight layers; such a module becomes a
     torch.fx.GraphModule, which has its layers and its forward, not its other methods. Parameters keep their names, so
     pretrained weights load before or after. `weights` and `normalize` as in Skip: with `normalize` the network at equal
-    weights is the original. Modules whose paths are in `leave` are left as they are.
+    weights is the original. The forward of a module whose path is in `leave` is left as it is, not that of modules in
+    it. A block that the network runs several times has one strength for all.
 
     `example` is a batch, or the shape of one sample. The certificate compares the rewired network, normalized and at
     equal weights, with `model`, and unless `export` is False with what torch.export makes of it. Raises SkipError where
@@ -130,7 +131,11 @@ def to_homotopy(
     check_module(model)
     if held := skips(model):
         raise SkipError(f"the network has skip strengths already, in {', '.join(held)}; use set_skip_strength")
-    among = set(additions(model, example)) - set(leave)
+    modules = dict(innermost_first(model))
+    if unknown := sorted(set(leave) - modules.keys()):
+        raise ConfigError(f"leave: no module at {', '.join(unknown)}; paths as named_modules gives them are allowed")
+    wanted = {id(modules[path]) for path in additions(model, example)} - {id(modules[path]) for path in leave}
+    among = {path for path, module in modules.items() if id(module) in wanted}
 
     def convert(source: nn.Module) -> nn.Module:
         return insert_skips(copy.deepcopy(source), t=0.5, normalize=True, among=among)
@@ -157,8 +162,7 @@ def insert_skips(
 
     make()  # refuses bad values before anything is changed
     done: dict[int, nn.Module] = {}
-    modules = sorted(model.named_modules(remove_duplicate=False), key=lambda item: (not item[0], -item[0].count(".")))
-    for path, module in modules:  # the innermost first, the whole network last
+    for path, module in innermost_first(model):
         if _settled(module) or (among is not None and path not in among):
             continue
         try:
@@ -224,6 +228,11 @@ def _weight_layers(module: nn.Module, node: fx.Node) -> int:
     if node.op == "get_attr":
         return int(isinstance(held := operator.attrgetter(node.target)(module), nn.Parameter) and held.dim() > 1)
     return 0
+
+
+def innermost_first(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module of `model` with its path, one that is shared with each; `model` itself last."""
+    return sorted(model.named_modules(remove_duplicate=False), key=lambda item: (not item[0], -item[0].count(".")))
 
 
 def skips(model: nn.Module) -> dict[str, Skip]:

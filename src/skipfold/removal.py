@@ -12,7 +12,7 @@ from skipfold.equality import Equality, certify
 from skipfold.errors import SkipError
 from skipfold.folding import fold_batchnorm
 from skipfold.graphs import free_name
-from skipfold.homotopy import HomotopyBlock, Skip, skip_strengths, skips
+from skipfold.homotopy import HomotopyBlock, Skip, innermost_first, skip_strengths, skips
 from skipfold.recursion import SkipCNN
 from skipfold.subject import check_module, sample_shape
 
@@ -58,8 +58,11 @@ def strip(model: nn.Module) -> nn.Module:
     if isinstance(model, SkipCNN):
         model.shares, model.skip = {}, None
         return model
-    for path, module in list(model.named_modules()):
-        if isinstance(module, HomotopyBlock):
+    done: dict[int, nn.Module] = {}
+    for path, module in innermost_first(model):
+        if id(module) in done:
+            plain = done[id(module)]
+        elif isinstance(module, HomotopyBlock):
             plain = _chain(module, [*module.order, "relu"])
         elif isinstance(module, fx.GraphModule) and any(isinstance(child, Skip) for child in module.children()):
             plain = _without_skips(module)
@@ -67,6 +70,7 @@ def strip(model: nn.Module) -> nn.Module:
             continue
         if not path:
             return plain
+        done[id(module)] = plain
         model.set_submodule(path, plain)
     if left := list(skips(model)):
         raise SkipError(f"skips that no block of to_homotopy holds: {', '.join(left)}; convert the network with it")
