@@ -275,7 +275,6 @@ FUNCTIONS = {
     "relu_in_place": (lambda y: F.relu_(y), "aten.relu is not affine"),
     "abs": (torch.abs, "aten.abs is not affine"),
     "whole_numbers": (lambda y: y.long().to(y), "aten._to_copy rounds to torch.int64"),
-    "float32": (lambda y: y.float().to(y), "aten._to_copy rounds to torch.float32"),
     "half_buffer": (
         lambda y: torch.empty_like(y, dtype=torch.half).copy_(y).to(y),
         "aten.copy rounds to torch.float16",
@@ -589,6 +588,8 @@ def test_bad_inputs_are_told():
 def test_several_outputs_are_told():
     with pytest.raises(InputShapeError, match="gives tuple for one sample"):
         collapse(Calls(lambda net, x: (net.a(x), x), a=nn.Linear(2, 2)).eval(), (2,))
+    with pytest.raises(InputShapeError, match=r"gives shape \[\] for one sample"):
+        collapse(Calls(lambda net, x: net.a(x).sum(), a=nn.Linear(2, 2)).eval(), (2,))
 
 
 @pytest.mark.parametrize(

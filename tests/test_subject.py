@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skipfold.collapse import collapse
-from skipfold.errors import ConfigError, InputShapeError, ModuleError, WeightsError
+from skipfold.errors import ConfigError, InputShapeError, ModuleError, NotAffineError, WeightsError
 from skipfold.folding import fold_affine
 from skipfold.homotopy import to_homotopy
 from skipfold.inspection import connections
@@ -44,6 +44,49 @@ def test_what_cannot_be_copied_is_refused(operation):
     model.cache = model.weight * 2  # as torch.nn.utils.weight_norm holds its weight
     with pytest.raises(ModuleError, match="Linear cannot be copied"):
         operation(model, (2,))
+
+
+class Float32(nn.Module):
+    """Residual, and says float32 in every way: a cast, new tensors, an attribute that is no buffer."""
+
+    def __init__(self, name="float"):
+        super().__init__()
+        self.linear, self.last, self.name = nn.Linear(4, 4), nn.Linear(3, 2), name
+        self.kernel = torch.full((3, 1, 2, 2), 0.1)
+
+    def forward(self, x):
+        casts = {"float": x.float, "to": lambda: x.to(torch.float32), "dtype": lambda: x.to(dtype=torch.float32)}
+        x = casts[self.name]()
+        x = x + self.linear(torch.lerp(x, torch.full((4,), 0.1), torch.tensor(0.3)))
+        return self.last(nn.functional.conv2d(x.view(-1, 1, 2, 2), self.kernel).flatten(1))
+
+
+@pytest.mark.parametrize("name", ["float", "to", "dtype"])
+def test_a_network_that_says_float32_is_certified_in_float64(name):
+    model = Float32(name).eval()
+    layer, certificate = collapse(model, (4,))
+    assert certificate.max_error < 1e-12 and certificate.residual < 1e-12
+    homotopy, certificate = to_homotopy(model, (4,), t=0.0, export=False)
+    assert certificate.max_error < 1e-12
+    plain, certificate = remove_skips(homotopy, (4,), export=False)
+    assert certificate.max_error < 1e-12
+    folded, certificate = fold_affine(homotopy, (4,), export=False)
+    assert certificate.max_error < 1e-12
+    x = torch.rand(5, 4)
+    torch.testing.assert_close(layer(x), model(x))
+    torch.testing.assert_close(plain(x), homotopy(x))
+    torch.testing.assert_close(folded(x), homotopy(x))
+    assert model.kernel.dtype == layer(x).dtype == plain(x).dtype == folded(x).dtype == torch.float32
+
+
+def test_a_float64_network_that_says_float32_means_it():
+    with pytest.raises(NotAffineError, match=r"aten\._to_copy rounds to torch\.float32"):
+        collapse(nn.Sequential(nn.Linear(2, 2), Rounds()).double(), (2,))
+
+
+class Rounds(nn.Module):
+    def forward(self, x):
+        return x.float().to(x)
 
 
 @OPERATIONS

@@ -25,7 +25,7 @@ from skipfold.errors import (
 )
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
-from skipfold.subject import Shape, certifying, copied, dtype_and_device, input_errors, sample_shape
+from skipfold.subject import Shape, certifying, copied, dtype_and_device, in_float64, input_errors, sample_shape
 
 RESIDUAL_TOLERANCE = 1e-8
 """Largest affine residual, and largest relative error of a collapse, in float64, of a network that counts as affine."""
@@ -129,12 +129,13 @@ def collapse(
     if exact and not isinstance(module, SkipCNN):
         raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
     with certifying(device):
-        reference = _Reference(module, shape, device, max_bytes)
-        residual, points, outputs = reference.probe(probes)
-        if reference.structure.unknown and accept_unknown:
-            residual = max(residual, reference.wide_residual())
-        _refuse(module, reference.structure, residual, accept_unknown)
-        weight, bias, max_error = _affine_map(reference, points, outputs)
+        with in_float64(dtype):
+            reference = _Reference(module, shape, device, max_bytes)
+            residual, points, outputs = reference.probe(probes)
+            if reference.structure.unknown and accept_unknown:
+                residual = max(residual, reference.wide_residual())
+            _refuse(module, reference.structure, residual, accept_unknown)
+            weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
         error, own_error = _errors_in_dtype(copied(module), result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
@@ -157,10 +158,10 @@ def collapse(
 def affine_residual(module: nn.Module, input_shape: Shape, probes: int = 16) -> float:
     """||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64, the largest over `probes` pairs in [0, 1]."""
     reference = copied(module, torch.float64)
-    _, device = dtype_and_device(module, input_shape)
+    dtype, device = dtype_and_device(module, input_shape)
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, probes, *input_shape, generator=generator, dtype=torch.float64).to(device)
-    with certifying(device), torch.no_grad():
+    with certifying(device), torch.no_grad(), in_float64(dtype):
         f_a, f_b, f_sum, f_0 = (reference(x) for x in (a, b, a + b, torch.zeros_like(a)))
     return _residual(f_a, f_b, f_sum, f_0)
 
@@ -264,7 +265,7 @@ class _Reference:
         zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device)
         with input_errors(zero):
             output, structure = watch(self.module, zero)
-        if not isinstance(output, torch.Tensor) or len(output) != 1:
+        if not isinstance(output, torch.Tensor) or output.shape[:1] != (1,):
             given = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
             raise InputShapeError(
                 f"the module gives {given} for one sample; one tensor [N, ...] is allowed, so wrap the module"

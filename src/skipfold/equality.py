@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipfold.errors import InputShapeError, SkipError
 from skipfold.structure import paths
-from skipfold.subject import certifying, copied, dtype_and_device, first_line, input_errors, sample_shape
+from skipfold.subject import certifying, copied, dtype_and_device, first_line, in_float64, input_errors, sample_shape
 
 TOLERANCE = 1e-9
 """Largest difference in float64, relative to the largest output, of two networks that count as the same function."""
@@ -81,11 +81,12 @@ def certify(
     dtype, device = dtype_and_device(source, example)
     x = torch.rand(PROBES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     with certifying(device), torch.no_grad():
-        reference = _unsettled(copied(source, torch.float64))
-        expected = _run(reference, x)
-        once = convert(reference)
-        max_error = _checked(operation, _difference(once.eval()(x), expected), TOLERANCE)
-        repeated = _checked(f"{operation}, done twice", _difference(convert(once).eval()(x), expected), TOLERANCE)
+        with in_float64(dtype):
+            reference = _unsettled(copied(source, torch.float64))
+            expected = _run(reference, x)
+            once = convert(reference)
+            max_error = _checked(operation, _difference(once.eval()(x), expected), TOLERANCE)
+            repeated = _checked(f"{operation}, done twice", _difference(convert(once).eval()(x), expected), TOLERANCE)
         x = x.to(dtype)
         expected = _run(copied(source), x)
         own = convert(copied(source)).eval()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, WeightsError
 
@@ -25,15 +26,16 @@ def check_module(module: object) -> None:
 def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None.
 
-    Raises ModuleError where it cannot be copied.
+    So are tensors that a submodule holds as plain attributes. Raises ModuleError where it cannot be copied.
     """
     memo = {}
     for parameter in module.parameters():
         values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
         memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
-    for buffer in module.buffers():
-        floating = dtype is not None and buffer.is_floating_point()
-        memo[id(buffer)] = buffer.detach().to(dtype if floating else buffer.dtype, copy=True)
+    attributes = (value for child in module.modules() for value in vars(child).values())
+    for held in (*module.buffers(), *(each for each in attributes if isinstance(each, torch.Tensor) and each.is_leaf)):
+        floating = dtype is not None and held.is_floating_point()
+        memo[id(held)] = held.detach().to(dtype if floating else held.dtype, copy=True)
     try:
         return copy.deepcopy(module, memo).eval()
     except (RuntimeError, TypeError) as error:
@@ -110,6 +112,26 @@ def certifying(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def in_float64(dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """While it is on, float32 that a forward names, or gets by default, is float64.
+
+    For the float64 copy of a network of `dtype`, which may cast, or make tensors, in its forward. One that is of
+    float64 itself means float32 where it says so. For this thread alone, as a default dtype would not be.
+    """
+    return contextlib.nullcontext() if dtype is torch.float64 else _InFloat64()
+
+
+class _InFloat64(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = [torch.float64 if arg is torch.float32 else arg for arg in args]
+        kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
+        result = func(*args, **kwargs)
+        return result.double() if isinstance(result, torch.Tensor) and result.dtype is torch.float32 else result
 
 
 @contextlib.contextmanager
