@@ -80,6 +80,27 @@ def test_a_chain_of_affine_layers_is_one():
     assert certificate.max_error < 1e-9 and certificate.exported_error < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "smaller"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), False),  # 36 + 32 weights, as one 288
+        (nn.Conv2d(2, 8, 3), nn.Conv2d(8, 2, 1), True),  # 144 + 16, 36
+        (nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3), False),  # 9 + 9, 25
+        (nn.Conv1d(2, 4, 1), nn.Conv1d(4, 2, 2), True),  # 8 + 16, 8
+        (nn.Linear(6, 2), nn.Linear(2, 6), False),  # 12 + 12, 36
+        (nn.Linear(6, 6), nn.Linear(6, 3), True),  # 36 + 18, 18
+    ],
+)
+def test_what_would_grow_stays_on_request(before, after, smaller):
+    model = unsettled(nn.Sequential(before, after))
+    shape = (6,) if isinstance(before, nn.Linear) else (before.in_channels, *[6] * len(before.kernel_size))
+    for grow in (True, False):
+        folded, certificate = fold_affine(model, shape, grow=grow, export=False)
+        assert len(list(folded.children())) == (1 if smaller or grow else 2) and certificate.max_error < 1e-9
+        count = sum(parameter.numel() for parameter in folded.parameters())
+        assert grow or count <= sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_padding_between_convolutions_keeps_them_apart():
     whole = fold(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 3, padding=1)).double().eval())
     assert [type(m) for m in whole.children()] == [nn.Conv2d, nn.Conv2d]

@@ -31,7 +31,7 @@ def collapse_convolution(chain: nn.Module, *, max_bytes: int = MAX_BYTES) -> tup
     convolutions = [layer for path, layer in _checked(unpadded) if isinstance(layer, CONVOLUTIONS)]
     first = convolutions[0]
     padding, first.padding = first.padding, (0,) * len(first.padding)
-    kernel, stride = _extent(convolutions)
+    kernel, stride = extent(convolutions)
     one_pixel, certificate = collapse(unpadded, (first.in_channels, *kernel), max_bytes=max_bytes)
     weight = one_pixel.linear.weight.reshape(-1, first.in_channels, *kernel)
     whole = type(first)(first.in_channels, len(weight), kernel, stride, padding, device="meta")
@@ -82,7 +82,7 @@ def _check_padding(path: str, layer: nn.Module, first: bool) -> None:
         )
 
 
-def _extent(convolutions: list[nn.Module]) -> tuple[list[int], list[int]]:
+def extent(convolutions: list[nn.Module]) -> tuple[list[int], list[int]]:
     """Kernel size and stride of the whole chain, for each axis."""
     axes = range(len(convolutions[0].kernel_size))
     kernel, stride = [1 for _ in axes], [1 for _ in axes]

@@ -1,6 +1,7 @@
 """Affine layers that follow or meet each other, as one layer: BatchNorms, convolutions, the weights of skips."""
 
 import copy
+import math
 import operator
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from skipfold.chains import CONVOLUTIONS, collapse_convolution
+from skipfold.chains import CONVOLUTIONS, collapse_convolution, extent
 from skipfold.cropping import CroppedConv2d
 from skipfold.equality import Equality, certify
 from skipfold.errors import CollapseError, SkipError
@@ -23,7 +24,7 @@ BATCHNORM = nn.modules.batchnorm._BatchNorm
 
 
 def fold_affine(
-    model: nn.Module, example: torch.Tensor | Sequence[int], *, export: bool = True
+    model: nn.Module, example: torch.Tensor | Sequence[int], *, grow: bool = True, export: bool = True
 ) -> tuple[nn.Module, Equality]:
     """A copy of `model` in eval mode in which neighbouring affine layers are one, and the certificate.
 
@@ -31,14 +32,16 @@ def fold_affine(
     convolution without padding into the convolution before it (the kernel grows), a linear layer into the one before,
     the weights of a Skip into what it adds, and parallel convolutions of one input, of which the identity is one, into
     one kernel where they fit. What is not affine stays, and so does what no one convolution is: zeros put between two
-    of them are no zeros of the input. Read by torch.fx, so the result is a torch.fx.GraphModule; t is fixed in it.
+    of them are no zeros of the input. Without `grow` two layers stay where one would hold more weights: a depthwise
+    convolution and the 1x1 convolution after it are a dense one, which takes longer. Read by torch.fx, so the result is
+    a torch.fx.GraphModule; t is fixed in it.
 
     Raises SkipError where torch.fx cannot read the network, or where the result is not the same function; ModuleError,
     InputShapeError and WeightsError where `model` cannot be run.
     """
 
     def convert(source: nn.Module) -> nn.Module:
-        return fold(copy.deepcopy(source).eval())
+        return fold(copy.deepcopy(source).eval(), grow)
 
     certificate = certify("fold_affine", model, convert, example, export=export)
     return convert(model), certificate
@@ -59,12 +62,12 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     return model
 
 
-def fold(model: nn.Module) -> fx.GraphModule:
+def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
     """`fold_affine` without a copy and a certificate."""
     graph = _read(model)
     _fold_batchnorms(model, graph)
     whole = fx.GraphModule(model, graph, type(model).__name__)
-    while any(_folded(whole, node) for node in list(whole.graph.nodes)):
+    while any(_folded(whole, node, grow) for node in list(whole.graph.nodes)):
         whole.graph.eliminate_dead_code()
         whole.delete_all_unused_submodules()
     whole.graph.lint()
@@ -122,9 +125,9 @@ def _uses(graph: fx.Graph, node: fx.Node) -> int:
     return sum(other.op == "call_module" and other.target == node.target for other in graph.nodes)
 
 
-def _folded(whole: fx.GraphModule, node: fx.Node) -> bool:
+def _folded(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
     """Whether `node` was folded into its neighbours."""
-    return _without_effect(whole, node) or _chained(whole, node) or _weighted(whole, node) or _joined(whole, node)
+    return _without_effect(whole, node) or _chained(whole, node, grow) or _weighted(whole, node) or _joined(whole, node)
 
 
 def _without_effect(whole: fx.GraphModule, node: fx.Node) -> bool:
@@ -137,10 +140,10 @@ def _without_effect(whole: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
-def _chained(whole: fx.GraphModule, node: fx.Node) -> bool:
+def _chained(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
     """A convolution into the convolution before it, a linear layer into the linear layer before it."""
     pair = _pair(whole, node)
-    if pair is None:
+    if pair is None or not (grow or _no_larger(*pair)):
         return False
     before, after = pair
     if type(before) is nn.Linear and type(after) is nn.Linear:
@@ -156,6 +159,18 @@ def _chained(whole: fx.GraphModule, node: fx.Node) -> bool:
     node.replace_all_uses_with(node.args[0])
     whole.graph.erase_node(node)
     return True
+
+
+def _no_larger(before: nn.Module, after: nn.Module) -> bool:
+    """Whether one layer in the place of two of a kind holds no more weights than they do."""
+    if type(before) is nn.Linear and type(after) is nn.Linear:
+        weights = before.in_features * after.out_features
+    elif type(before) in CONVOLUTIONS and type(after) in CONVOLUTIONS:
+        kernel, _ = extent([before, after])
+        weights = before.in_channels * after.out_channels * math.prod(kernel)
+    else:
+        return False
+    return weights <= before.weight.numel() + after.weight.numel()
 
 
 def _linear_chain(before: nn.Linear, after: nn.Linear) -> nn.Linear:
