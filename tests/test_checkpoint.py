@@ -11,7 +11,7 @@ import torchvision
 from skipfold.checkpoint import load_model, read_state
 from skipfold.deploy import save_state
 from skipfold.errors import CheckpointError
-from skipfold.homotopy import insert_skips, skip_strengths
+from skipfold.homotopy import insert_skips, skip_strengths, to_homotopy
 from skipfold.networks import build
 
 
@@ -23,6 +23,21 @@ def test_a_torchvision_state_is_unwrapped_and_tells_classes_and_channels(tmp_pat
     loaded = load_model("torchvision:resnet18", tmp_path / "weights.pth")
     assert not loaded.training and loaded.fc.out_features == 3 and not skip_strengths(loaded)
     assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+
+
+def test_skips_are_those_that_the_file_names(tmp_path):
+    """A block that was left with its ordinary sum stays so; the second skip of a forward has its t too."""
+    path, shape = tmp_path / "weights.safetensors", (3, 32, 32)
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    homotopy, _ = to_homotopy(model, shape, t=0.25, leave=["layer1.0"], export=False)
+    save_state(homotopy, path)
+    loaded = load_model("torchvision:resnet18", path)
+    assert skip_strengths(loaded) == skip_strengths(homotopy) and "layer1.0.skip" not in skip_strengths(loaded)
+    x = torch.rand(2, *shape)
+    torch.testing.assert_close(loaded(x), homotopy(x))
+    save_state(torchvision.models.swin_t(num_classes=3), path)
+    loaded = load_model("swin_t", path, t=0.5, example=shape)
+    assert skip_strengths(loaded).keys() >= {"features.1.0.skip", "features.1.0.skip_1"}
 
 
 def test_timm_and_safetensors(tmp_path):

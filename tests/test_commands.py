@@ -84,6 +84,18 @@ def test_inspect_shows_each_skip(cnn3, tmp_path, capsys):
     assert "no skip connections" in capsys.readouterr().out
 
 
+def test_what_torch_fx_cannot_read_but_adds_nothing_takes_an_input_shape(tmp_path, capsys):
+    """The head of timm's RegNets branches, and adds nothing."""
+    regnet, shape = "timm:regnetx_002", ["--input-shape", "3,32,32"]
+    assert main(["inspect", regnet]) == 1
+    assert "head: torch.fx cannot read this ClassifierHead" in (said := capsys.readouterr().err)
+    assert "give an input shape if it adds no skip" in said
+    assert main(["inspect", regnet, *shape]) == 0
+    printed = capsys.readouterr().out
+    assert "projection:" in printed and "identity" in printed and "no weights" not in printed
+    assert main(["remove-skips", regnet, "--t", "0", *shape, "-o", str(tmp_path / "plain.safetensors")]) == 0
+
+
 def test_connections_of_ordinary_and_weighted_networks():
     ordinary = connections(torchvision.models.resnet50())
     assert len(ordinary) == 16 and {each.t for each in ordinary} == {None}

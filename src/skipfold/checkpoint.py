@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from skipfold.errors import CheckpointError
-from skipfold.homotopy import insert_skips, set_skip_strength, skips
+from skipfold.homotopy import adding, insert_skips, set_skip_strength, skips
 from skipfold.networks import NETWORKS, build
 from skipfold.schedules import check_strength
 from skipfold.subject import first_line
@@ -20,27 +20,39 @@ from skipfold.subject import first_line
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state_dict among other things."""
 
+STRENGTH = re.compile(r"(?:^|\.)skip(?:_\d+)?\.t$")
+"""End of the key of a skip strength, after the path of the module that holds the Skip."""
+
 SHOWN = 3
 """Keys that an error names; the others are counted."""
 
 
 def load_model(
-    name: str, path: str | Path | None = None, *, t: float | None = None, options: Mapping[str, Any] | None = None
+    name: str,
+    path: str | Path | None = None,
+    *,
+    t: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    example: torch.Tensor | Sequence[int] | None = None,
 ) -> nn.Module:
     """The network `name` in eval mode with the weights at `path`, or freshly initialised where that is None.
 
     `name` is one of skipfold's own (skipfold.networks.NETWORKS, with `options`), a name of torchvision, or timm:NAME;
     of the latter two, the numbers of input channels and classes are taken from the file. A file that holds t, or `t`
-    given, makes the network one with skip strengths (see `skipfold.homotopy`); `t` overrides what the file says.
+    given, makes the network one with skip strengths (see `skipfold.homotopy`): the skips that the file names, or all;
+    `t` overrides what the file says. With an `example`, a batch or the shape of one sample, only modules that add
+    something on it have to be read for that.
 
     Raises CheckpointError where the name is unknown, the file cannot be read without running code, or does not fit;
-    ConfigError on bad options and a t outside [0, 1].
+    ConfigError on bad options and a t outside [0, 1]; SkipError where skips are to be found and are not.
     """
     state = None if path is None else read_state(path)
     model = _network(name, state or {}, options or {})
-    stated = [key for key in state or {} if key.endswith("skip.t")]
-    if not skips(model) and (stated or t is not None):
-        model = insert_skips(model)
+    stated = [key for key in state or {} if STRENGTH.search(key)]
+    if not skips(model) and stated:
+        model = insert_skips(model, among={STRENGTH.sub("", key) for key in stated})
+    elif not skips(model) and t is not None:
+        model = insert_skips(model, among=None if example is None else adding(model, example))
     if skips(model) and state is not None and not stated and t is None:
         raise CheckpointError(f"{path}: does not say the skip strength t of {name}; state it, e.g. --t 0")
     if state is not None:
@@ -125,7 +137,7 @@ def _with_channels(model: nn.Module, channels: int) -> nn.Module:
 
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
     held = model.state_dict()
-    optional = {key for key in held if key.endswith(("skip.t", "num_batches_tracked"))}
+    optional = {key for key in held if STRENGTH.search(key) or key.endswith("num_batches_tracked")}
     problems = {
         "missing": [key for key in held if key not in state and key not in optional],
         "unexpected": [key for key in state if key not in held],

@@ -72,6 +72,9 @@ def add(commands) -> None:
         "show a network's skip connections and their t",
         "skipfold inspect resnet18 --checkpoint trained.safetensors --svg skips.svg",
     )
+    inspect.add_argument(
+        "--input-shape", type=_sizes, metavar="C,H,W", help="of one sample; with it only what adds on one is read"
+    )
     inspect.add_argument("--svg", type=Path, metavar="FILE", help="draw them too")
 
 
@@ -174,7 +177,7 @@ def _inspect(given: argparse.Namespace) -> None:
 
     from skipfold import inspection
 
-    found = inspection.connections(_model(given))
+    found = inspection.connections(_model(given), given.input_shape)
     if not found:
         print("no skip connections")
         return
@@ -188,7 +191,7 @@ def _model(given: argparse.Namespace):
 
     if given.checkpoint is None:
         print(f"{given.model}: no --checkpoint given, so its weights are random", file=sys.stderr)
-    return load_model(given.model, given.checkpoint, t=given.t, options=parse(given.option))
+    return load_model(given.model, given.checkpoint, t=given.t, options=parse(given.option), example=given.input_shape)
 
 
 def _write(model, given: argparse.Namespace) -> None:

@@ -131,17 +131,26 @@ def to_homotopy(
     check_module(model)
     if held := skips(model):
         raise SkipError(f"the network has skip strengths already, in {', '.join(held)}; use set_skip_strength")
-    modules = dict(innermost_first(model))
-    if unknown := sorted(set(leave) - modules.keys()):
-        raise ConfigError(f"leave: no module at {', '.join(unknown)}; paths as named_modules gives them are allowed")
-    wanted = {id(modules[path]) for path in additions(model, example)} - {id(modules[path]) for path in leave}
-    among = {path for path, module in modules.items() if id(module) in wanted}
+    among = adding(model, example, leave)
 
     def convert(source: nn.Module) -> nn.Module:
         return insert_skips(copy.deepcopy(source), t=0.5, normalize=True, among=among)
 
     result = insert_skips(copy.deepcopy(model), t, weights, normalize, among)
     return result, certify("to_homotopy", model, convert, example, export=export)
+
+
+def adding(model: nn.Module, example: torch.Tensor | Sequence[int], leave: Collection[str] = ()) -> set[str]:
+    """Paths of the modules of `model` that add two activations themselves, without those in `leave`.
+
+    Of a module that runs under several paths, all. Raises ConfigError on a path in `leave` that is not there,
+    ModuleError, InputShapeError and WeightsError where `model` cannot be run on `example`.
+    """
+    modules = dict(innermost_first(model))
+    if unknown := sorted(set(leave) - modules.keys()):
+        raise ConfigError(f"leave: no module at {', '.join(unknown)}; paths as named_modules gives them are allowed")
+    wanted = {id(modules[path]) for path in additions(model, example)} - {id(modules[path]) for path in leave}
+    return {path for path, module in modules.items() if id(module) in wanted}
 
 
 def insert_skips(
@@ -153,7 +162,7 @@ def insert_skips(
 ) -> nn.Module:
     """`model` with a Skip in place of each residual addition, changed in place and not certified; see to_homotopy.
 
-    Only modules whose paths are in `among` are read; None means all.
+    Only modules whose paths are in `among` are read (see `adding`); None means all.
     """
     device = next((parameter.device for parameter in model.parameters()), None)
 
@@ -168,9 +177,10 @@ def insert_skips(
         try:
             converted = done.get(id(module)) or _converted(module, make)
         except Exception as error:  # whatever a forward does with the proxies of torch.fx
+            unread = "give an input shape" if among is None else "name it in leave"
             raise SkipError(
                 f"{path or 'network'}: torch.fx cannot read this {type(module).__name__} ({first_line(error)}); "
-                "rewrite its forward without branches on values, or name it in leave if it adds no skip"
+                f"rewrite its forward without branches on values, or {unread} if it adds no skip"
             ) from error
         if converted is not None:
             if module._forward_hooks or module._forward_pre_hooks:

@@ -1,6 +1,7 @@
 """The skip connections of a network, as a table and as a drawing."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from skipfold.errors import ExportError, SkipError
 from skipfold.figures import STYLE
 from skipfold.files import written
 from skipfold.graphs import sources
-from skipfold.homotopy import HomotopyBlock, insert_skips, skips
+from skipfold.homotopy import HomotopyBlock, adding, insert_skips, skips
 from skipfold.recursion import SkipCNN
 from skipfold.subject import check_module
 
@@ -44,10 +45,12 @@ class Connection:
     end: int
 
 
-def connections(model: nn.Module) -> list[Connection]:
+def connections(model: nn.Module, example: torch.Tensor | Sequence[int] | None = None) -> list[Connection]:
     """Every skip of `model`, in order; those of a network without strengths are found as `to_homotopy` finds them.
 
-    Raises SkipError where torch.fx cannot read the network, ModuleError where it is no module.
+    With an `example`, a batch or the shape of one sample, only modules that add something on it have to be read.
+    Raises SkipError where torch.fx cannot read one, ModuleError where `model` is no module, and on an example that it
+    does not take InputShapeError.
     """
     check_module(model)
     if isinstance(model, SkipCNN):
@@ -55,7 +58,8 @@ def connections(model: nn.Module) -> list[Connection]:
     ordinary = not skips(model)
     if ordinary:
         try:
-            model = insert_skips(copy.deepcopy(model))
+            among = None if example is None else adding(model, example)
+            model = insert_skips(copy.deepcopy(model), among=among)
         except SkipError as error:
             if "no skip connection found" in str(error):
                 return []
@@ -102,7 +106,9 @@ def _sides(block: nn.Module, name: str) -> tuple[str, str]:
 
 
 def _through(projection: nn.Module | None) -> str:
-    return "identity" if projection is None else f"projection: {_layers([projection])}"
+    if projection is None or all(isinstance(layer, nn.Identity | nn.Sequential) for layer in projection.modules()):
+        return "identity"
+    return f"projection: {_layers([projection])}"
 
 
 def _layers(modules) -> str:
