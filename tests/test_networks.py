@@ -119,7 +119,8 @@ def test_options_of_the_recursion(options):
     ("arguments", "part"),
     [
         (("resnet50",), "unknown network 'resnet50'"),
-        (("cnn3", {"depth": 3}), "network cnn3: .*depth"),
+        (("cnn3", {"depth": 3}), "network cnn3: unknown option depth; allowed are t, width, kernel"),
+        (("resnet34_linear_maxpool", {"linear": None}), "unknown option linear; allowed are t, block"),
         (("resnet18", {"linear": "none"}), "linear: 'none'"),
         (("resnet18", {"stem": "large"}), "stem: 'large'"),
         (("resnet18", {"stem": [7]}), r"stem: \[7\]"),
@@ -133,7 +134,7 @@ def test_options_of_the_recursion(options):
         (("resnet18", {"t": -1}), "t: -1"),
         (("cnn3", {"activation": "relu"}), "activation: 'relu'"),
         (("cnn3", {"skips": ((2, 1),)}), r"skip \(2, 1\)"),
-        (("perceptron", {"t": 0.5}), "network perceptron: .*t"),
+        (("perceptron", {"t": 0.5}), "network perceptron: unknown option t; allowed are bias, init"),
     ],
 )
 def test_unknown_names_and_options_are_refused(arguments, part):

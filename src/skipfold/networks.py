@@ -1,7 +1,9 @@
 """The paper's networks by name, with their own reproducible initialisation."""
 
+import inspect
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,14 +48,14 @@ def skip_cnn(
 
 
 NETWORKS = {
-    "perceptron": perceptron,
-    "cnn3": skip_cnn,
-    "shallow_linear": skip_cnn,
-    "shallow_leaky_relu": lambda **options: skip_cnn(activation="leaky_relu", **options),
-    "resnet18": lambda **options: resnet("resnet18", **options),
-    "resnet34": lambda **options: resnet("resnet34", **options),
-    "resnet34_linear_maxpool": lambda **options: resnet("resnet34", linear="maxpool", **options),
-    "resnet34_linear_avgpool": lambda **options: resnet("resnet34", linear="avgpool", **options),
+    "perceptron": partial(perceptron),
+    "cnn3": partial(skip_cnn),
+    "shallow_linear": partial(skip_cnn),
+    "shallow_leaky_relu": partial(skip_cnn, activation="leaky_relu"),
+    "resnet18": partial(resnet, name="resnet18"),
+    "resnet34": partial(resnet, name="resnet34"),
+    "resnet34_linear_maxpool": partial(resnet, name="resnet34", linear="maxpool"),
+    "resnet34_linear_avgpool": partial(resnet, name="resnet34", linear="avgpool"),
 }
 """Builders; every one but the perceptron takes t."""
 
@@ -75,11 +77,14 @@ def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.
     init = options.pop("init", "torchvision")
     if init not in ("torchvision", "framework"):
         raise ConfigError(f"init: {init!r} given; torchvision or framework is allowed")
-    try:
-        with torch.device("meta"):
-            model = NETWORKS[name](**options)
-    except TypeError as error:
-        raise ConfigError(f"network {name}: {str(error).split('() ')[-1]}") from error
+    builder = NETWORKS[name]
+    allowed = [key for key in inspect.signature(builder).parameters if key not in builder.keywords]
+    if unknown := [str(key) for key in options if key not in allowed]:
+        raise ConfigError(
+            f"network {name}: unknown option {', '.join(unknown)}; allowed are {', '.join(allowed)}, init"
+        )
+    with torch.device("meta"):
+        model = builder(**options)
     model = model.to_empty(device="cpu")
     initialize(model, generator or torch.Generator().manual_seed(0), init)
     set_skip_strength(model, options.get("t", 0.5))
