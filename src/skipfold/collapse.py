@@ -129,13 +129,12 @@ def collapse(
     if exact and not isinstance(module, SkipCNN):
         raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
     with certifying(device):
-        with in_float64(dtype):
-            reference = _Reference(module, shape, device, max_bytes)
-            residual, points, outputs = reference.probe(probes)
-            if reference.structure.unknown and accept_unknown:
-                residual = max(residual, reference.wide_residual())
-            _refuse(module, reference.structure, residual, accept_unknown)
-            weight, bias, max_error = _affine_map(reference, points, outputs)
+        reference = _Reference(module, shape, dtype, device, max_bytes)
+        residual, points, outputs = reference.probe(probes)
+        if reference.structure.unknown and accept_unknown:
+            residual = max(residual, reference.wide_residual())
+        _refuse(module, reference.structure, residual, accept_unknown)
+        weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
         error, own_error = _errors_in_dtype(copied(module), result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
@@ -192,8 +191,8 @@ def fold_preprocessing(
 class _Reference:
     """A float64 copy of a module, run in chunks that keep within the memory bound; f(0) and the structure seen."""
 
-    def __init__(self, module: nn.Module, shape: Shape, device: torch.device, max_bytes: int):
-        self.shape, self.device, self.max_bytes = shape, device, max_bytes
+    def __init__(self, module: nn.Module, shape: Shape, dtype: torch.dtype, device: torch.device, max_bytes: int):
+        self.shape, self.dtype, self.device, self.max_bytes = shape, dtype, device, max_bytes
         self.weights = 8 * sum(p.numel() for p in (*module.parameters(), *module.buffers()))
         self.inputs = math.prod(shape)
         self._check(self.weights + 8 * self.inputs, "a float64 copy of the weights and one input")
@@ -212,7 +211,7 @@ class _Reference:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs [N, outputs] of inputs [N, *shape]."""
-        with torch.no_grad():
+        with torch.no_grad(), in_float64(self.dtype):
             return torch.cat([_flat(self.module(part.clone())) for part in x.split(self.chunk)])
 
     def probe(self, probes: int) -> tuple[float, torch.Tensor, torch.Tensor]:
@@ -232,7 +231,7 @@ class _Reference:
     def rows(self) -> torch.Tensor | None:
         """The Jacobian by gradients, one chunk of outputs at a time; None where the module lets none through."""
         x = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device, requires_grad=True)
-        with torch.enable_grad():
+        with torch.enable_grad(), in_float64(self.dtype):
             y = self.module(x.clone()).flatten()
         if not y.requires_grad:
             return None
@@ -263,7 +262,7 @@ class _Reference:
 
     def _watched(self) -> tuple[torch.Tensor, Structure]:
         zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device)
-        with input_errors(zero):
+        with input_errors(zero), in_float64(self.dtype):
             output, structure = watch(self.module, zero)
         if not isinstance(output, torch.Tensor) or output.shape[:1] != (1,):
             given = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__

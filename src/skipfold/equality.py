@@ -81,8 +81,8 @@ def certify(
     dtype, device = dtype_and_device(source, example)
     x = torch.rand(PROBES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     with certifying(device), torch.no_grad():
+        reference = _unsettled(copied(source, torch.float64))
         with in_float64(dtype):
-            reference = _unsettled(copied(source, torch.float64))
             expected = _run(reference, x)
             once = convert(reference)
             max_error = _checked(operation, _difference(once.eval()(x), expected), TOLERANCE)
