@@ -41,7 +41,7 @@ def autograd_jacobian(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 def gradients(module: nn.Module, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ours, from the float32 module: float64 copy, structural check, f(0), Jacobian; no probes."""
-    reference = _Reference(module, INPUT_SHAPE, device, MAX_BYTES)
+    reference = _Reference(module, INPUT_SHAPE, torch.float32, device, MAX_BYTES)
     return reference.rows(), reference.f_0.flatten()
 
 
