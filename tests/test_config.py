@@ -23,12 +23,14 @@ BAD = {
     "experiments.linear_comparison.t=.nan": "nan",
     "experiments.linear_comparison.arms=[resnet50]": "resnet50",
     "experiments.accuracy_vs_t_cnn4.epochs=2": "accuracy_vs_t_cnn3",
+    "experiments.accuracy_vs_t_perceptron={epochs: 2, t: [0]}": "unknown key experiments.accuracy_vs_t_perceptron",
     "experiments.accuracy_vs_t_cnn3.t=[0, 1.5]": "1.5 given",
     "experiments.accuracy_vs_t_cnn3.t=[0, half]": "'half' given",
     "experiments.accuracy_vs_t_cnn3.t=[]": "[] given",
     "experiments.schedule_comparison.epochs=1": "cannot end at 0",
     "experiments.schedule_comparison.shape=static": "linear, cosine, quadratic",
     "experiments.schedule_comparison.network=cnn3": "resnet34",
+    "networks.perceptron.with=9": "network perceptron: unknown option with",
     "networks.cnn3.kernel=99": "kernel of 99",
     "networks.cnn3.with=9": "did you mean width?",
     "networks.resnet.stem=large": "stem: 'large' given",
@@ -47,6 +49,22 @@ def test_bad_values_are_refused_in_one_line(pair):
         config.load("smoke", parse([pair]))
     assert BAD[pair] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_networks_and_schedules_are_those_of_the_core():
+    avgpool = "accuracy_vs_t_resnet34_linear_avgpool"
+    own = [
+        f"experiments={{{avgpool}: {{epochs: 2, t: [0, 1]}}}}",
+        "experiments.schedule_comparison.shape=stepped",
+        "experiments.linear_comparison.arms=[shallow_linear, cnn3, perceptron]",
+        "experiments.linear_comparison.per_arm={resnet18: {trials: 1}}",
+    ]
+    loaded = config.load("smoke", parse(own))
+    assert {trial.network for trial in experiments.trials(loaded, avgpool)} == {"resnet34_linear_avgpool"}
+    assert not config.published(avgpool).exists() and config.published("accuracy_vs_t_cnn3").is_file()
+    scored = f"sensitivity.assumptions=[{{key: trials, figure: {avgpool}, alternatives: [1]}}]"
+    with pytest.raises(ConfigError, match=f"{avgpool} has no published points"):
+        config.load("smoke", parse([*own, scored]))
 
 
 def test_unknown_tier_is_refused():

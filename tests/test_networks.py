@@ -4,11 +4,12 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
 
 from skipfold.collapse import affine_residual
 from skipfold.errors import ConfigError
 from skipfold.homotopy import skip_strengths
-from skipfold.networks import AFFINE, INPUT_SHAPE, NETWORKS, PUBLISHED_AS_AFFINE, build, skip_cnn
+from skipfold.networks import AFFINE, INPUT_SHAPE, NETWORKS, PUBLISHED_AS_AFFINE, build, initialize, skip_cnn
 from skipfold.resnet import NORMS, STEMS
 
 PARAMETERS = {
@@ -140,6 +141,11 @@ def test_options_of_the_recursion(options):
 def test_unknown_names_and_options_are_refused(arguments, part):
     with pytest.raises(ConfigError, match=part):
         build(*arguments)
+
+
+def test_a_layer_without_initial_values_is_refused():
+    with pytest.raises(ConfigError, match=r"^1: PReLU has no initial values; add them to networks\.initialize"):
+        initialize(nn.Sequential(nn.Linear(2, 2), nn.PReLU()), torch.Generator())
 
 
 def test_every_affine_name_is_a_network():

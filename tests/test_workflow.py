@@ -13,7 +13,7 @@ import papermill
 import pytest
 import torch
 
-from skipfold import config, experiments, records, statistics, study, sweep
+from skipfold import config, experiments, records, report, statistics, study, sweep
 from skipfold.__main__ import main
 from skipfold.errors import NotebookError
 from skipfold.execute import execute
@@ -64,6 +64,40 @@ def smoke(tmp_path_factory):
 def bare(tmp_path):
     """A copy of the repository in which nothing has run."""
     return copy(tmp_path)
+
+
+MLP = """
+
+class Residual(nn.Module):
+    def __init__(self, t):
+        super().__init__()
+        self.linear, self.skip = nn.Linear(16, 16), Skip(t)
+
+    def forward(self, x):
+        return self.skip(self.linear(x).relu(), x)
+
+
+def mlp(t: float = 0.5, depth: int = 1) -> nn.Sequential:
+    blocks = [Residual(t) for _ in range(depth)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.LayerNorm(16), *blocks, nn.Linear(16, CLASSES))
+
+
+NETWORKS["mlp"] = mlp
+"""
+
+
+def test_another_network_is_a_builder_and_a_key_and_results_may_lie_elsewhere(bare, tmp_path_factory):
+    """As the README says under "Extend it"."""
+    with (bare / "src" / "skipfold" / "networks.py").open("a") as file:
+        file.write(MLP)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    own = "{accuracy_vs_t_mlp: {epochs: 2, t: [0, 0.5]}}"
+    given = ["--config", "tier=smoke", f"results={elsewhere}", f"experiments={own}", "networks={mlp: {depth: 2}}"]
+    run = snakemake(bare, f"{elsewhere}/smoke/figures/accuracy_vs_t_mlp.svg", *given)
+    assert run.returncode == 0, run.stdout[-3000:]
+    table = statistics.read(elsewhere / "smoke" / "tables" / "accuracy_vs_t_mlp_trials.csv")
+    assert set(table["options"]) == {"depth=2"} and sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2 * 2
+    assert "Accuracy against t, mlp" in report.build(elsewhere / "smoke").read_text()
 
 
 def test_everything_is_there(smoke):

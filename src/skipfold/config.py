@@ -117,6 +117,11 @@ def folder(config: Mapping[str, Any], key: str = "results") -> Path:
     return root() / config[key]
 
 
+def published(experiment: str) -> Path:
+    """The table of the paper's points of `experiment`; not there where the paper has none."""
+    return root() / "results" / "published" / f"{experiment}.csv"
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
         return yaml.safe_load((root() / path).read_text())
@@ -130,7 +135,25 @@ def _validator(place: Path) -> jsonschema.Draft202012Validator:
     # JSON Schema takes 2.0 for a whole number; range() does not.
     types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     schema = yaml.safe_load((place / "workflow" / "schemas" / "config.schema.yaml").read_text())
+    _add_names(schema)
     return jsonschema.validators.extend(draft, type_checker=types)(schema)
+
+
+def _add_names(schema: dict[str, Any]) -> None:
+    """The names of networks and of schedules, wherever `schema` leaves them open."""
+    from skipfold.experiments import ACCURACY_VS_T
+    from skipfold.networks import NETWORKS, option_names
+    from skipfold.schedules import SHAPES
+
+    with_skips = [name for name in NETWORKS if "t" in option_names(name)]
+    schema["$defs"]["network"]["enum"] = list(NETWORKS)
+    schema["$defs"]["falling"]["enum"] = [name for name, share in SHAPES.items() if share(1.0) == 0]
+    experiments = schema["properties"]["experiments"]["properties"]
+    experiments |= {f"{ACCURACY_VS_T}{name}": {"$ref": "#/$defs/accuracy_vs_t"} for name in with_skips}
+    per_arm = experiments["linear_comparison"]["properties"]["per_arm"]
+    per_arm["properties"] = {name: {"$ref": "#/$defs/arm"} for name in NETWORKS}
+    others = {name: {"type": "object"} for name in NETWORKS if not name.startswith("resnet")}
+    schema["properties"]["networks"]["properties"] = others | schema["properties"]["networks"]["properties"]
 
 
 def _check(config: Config) -> None:
@@ -145,6 +168,9 @@ def _check(config: Config) -> None:
             "another may be an alternative in sensitivity.assumptions"
         )
     for assumption in config["sensitivity"]["assumptions"]:
+        figure = assumption["figure"]
+        if figure in config["experiments"] and not published(figure).is_file():
+            raise ConfigError(f"config: sensitivity.assumptions: {figure} has no published points, which score options")
         for value in assumption["alternatives"]:
             _check_schema(put(config, assumption["key"], value))
     trials = [trial for name in experiments.names(config) for trial in experiments.trials(config, name)]

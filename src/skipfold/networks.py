@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from skipfold.errors import ConfigError, check_count
-from skipfold.homotopy import set_skip_strength
+from skipfold.homotopy import Skip, set_skip_strength
 from skipfold.recursion import Layer, SkipCNN
 from skipfold.resnet import resnet
 
@@ -48,28 +48,44 @@ def skip_cnn(
 
 
 NETWORKS = {
-    "perceptron": partial(perceptron),
-    "cnn3": partial(skip_cnn),
-    "shallow_linear": partial(skip_cnn),
+    "perceptron": perceptron,
+    "cnn3": skip_cnn,
+    "shallow_linear": skip_cnn,
     "shallow_leaky_relu": partial(skip_cnn, activation="leaky_relu"),
     "resnet18": partial(resnet, name="resnet18"),
     "resnet34": partial(resnet, name="resnet34"),
     "resnet34_linear_maxpool": partial(resnet, name="resnet34", linear="maxpool"),
     "resnet34_linear_avgpool": partial(resnet, name="resnet34", linear="avgpool"),
 }
-"""Builders; every one but the perceptron takes t."""
+"""Builders by name, with keywords for options; every one but the perceptron takes t."""
 
 AFFINE = ("perceptron", "cnn3", "shallow_linear", "resnet34_linear_avgpool")
 """Networks that are affine maps in eval mode, and so collapse to one layer."""
+
+STACKED = (perceptron, skip_cnn, resnet)
+"""Builders of networks that can be trained as one, see `stacking.stack`."""
 
 PUBLISHED_AS_AFFINE = "resnet34_linear_maxpool"
 """The network that the paper calls linearized; its max-pool keeps it from being affine."""
 
 
+def option_names(name: str) -> list[str]:
+    """What the builder of the network `name` takes; `init` is for all."""
+    builder = NETWORKS[name]
+    fixed = builder.keywords if isinstance(builder, partial) else {}
+    return [key for key in inspect.signature(builder).parameters if key not in fixed]
+
+
+def can_be_stacked(name: str) -> bool:
+    """Whether networks `name` can be trained as one."""
+    builder = NETWORKS[name]
+    return (builder.func if isinstance(builder, partial) else builder) in STACKED
+
+
 def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A network for [N, 1, 28, 28] float32 in [0, 1] that gives logits [N, 10], initialised from `generator`.
 
-    Raises ConfigError on an unknown name or option.
+    Raises ConfigError on an unknown name or option, and on a layer that `initialize` does not know.
     """
     if name not in NETWORKS:
         raise ConfigError(f"network: unknown network {name!r}; allowed are {', '.join(NETWORKS)}")
@@ -77,14 +93,13 @@ def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.
     init = options.pop("init", "torchvision")
     if init not in ("torchvision", "framework"):
         raise ConfigError(f"init: {init!r} given; torchvision or framework is allowed")
-    builder = NETWORKS[name]
-    allowed = [key for key in inspect.signature(builder).parameters if key not in builder.keywords]
+    allowed = option_names(name)
     if unknown := [str(key) for key in options if key not in allowed]:
         raise ConfigError(
             f"network {name}: unknown option {', '.join(unknown)}; allowed are {', '.join(allowed)}, init"
         )
     with torch.device("meta"):
-        model = builder(**options)
+        model = NETWORKS[name](**options)
     model = model.to_empty(device="cpu")
     initialize(model, generator or torch.Generator().manual_seed(0), init)
     set_skip_strength(model, options.get("t", 0.5))
@@ -95,9 +110,10 @@ def initialize(model: nn.Module, generator: torch.Generator, init: str = "torchv
     """Draw default initial values from `generator` instead of the global one.
 
     With `init` "torchvision" the convolutions of ResNets are normal with fan-out scaling, as torchvision's are;
-    everything else, and with "framework" all, is uniform in 1/sqrt(fan-in), the framework's default.
+    everything else, and with "framework" all, is uniform in 1/sqrt(fan-in), the framework's default. Raises ConfigError
+    on a layer whose values it does not know how to draw.
     """
-    for module in model.modules():
+    for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and isinstance(model, ResNet) and init == "torchvision":
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         elif isinstance(module, nn.Conv2d | nn.Linear):
@@ -105,5 +121,7 @@ def initialize(model: nn.Module, generator: torch.Generator, init: str = "torchv
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
             module.reset_parameters()
+        elif not isinstance(module, Skip) and (module._parameters or module._buffers):
+            raise ConfigError(f"{path}: {type(module).__name__} has no initial values; add them to networks.initialize")

@@ -22,8 +22,8 @@ from skipfold.experiments import ACCURACY_VS_T, TRAINED
 from skipfold.provenance import commit
 
 TEMPLATES = Path(__file__).with_name("templates")
-SHOWN = (*TRAINED, "timing", "roofline", "sensitivity")
-"""Experiments with a figure, in the page's order."""
+MEASURED = ("timing", "roofline", "sensitivity")
+"""Figures that come after those of the experiments that train networks."""
 
 SOURCES = ("config/claims.yaml", "src/skipfold/claims.py", "src/skipfold/statistics.py")
 """Files of the repository that decide what the numbers are; the page holds their checksums."""
@@ -61,7 +61,7 @@ TITLES = {
     "timing": "Prediction time",
     "roofline": "Prediction under the roof",
     "sensitivity": "How the guesses fit",
-} | {f"{ACCURACY_VS_T}{name}": f"Accuracy against t, {title}" for name, title in figures.TITLES.items()}
+}
 
 INFERRED, ASSUMED = "inferred", "assumed"
 ASSUMPTIONS = (
@@ -134,8 +134,10 @@ def _page(
     results: Path, tables: dict[str, pd.DataFrame], verdicts: pd.DataFrame, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     tier = provenance["tier"]
-    shown = [name for name in SHOWN if (results / "figures" / f"{name}.svg").is_file()]
-    absent = [TITLES[name] for name in SHOWN if name not in shown]
+    there = [path.stem for path in sorted((results / "figures").glob("*.svg"))]
+    more = [name for name in there if name not in (*TRAINED, *MEASURED)]
+    shown = [name for name in (*TRAINED, *more, *MEASURED) if name in there]
+    absent = [_title(name) for name in (*TRAINED, *MEASURED) if name not in shown]
     counts = verdicts["verdict"].value_counts()
     return {
         "tier": tier,
@@ -334,7 +336,7 @@ def _figure(name: str, tables: dict[str, pd.DataFrame], results: Path) -> dict[s
     )
     return {
         "name": name,
-        "title": TITLES[name],
+        "title": _title(name),
         "caption": caption(name),
         "alt": _alt(name, tables.get(name)),
         "source": "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(),
@@ -342,6 +344,14 @@ def _figure(name: str, tables: dict[str, pd.DataFrame], results: Path) -> dict[s
         "height": height,
         "links": _experiment_links(results, name),
     }
+
+
+def _title(name: str) -> str:
+    """The heading of a figure."""
+    if name.startswith(ACCURACY_VS_T):
+        network = name.removeprefix(ACCURACY_VS_T)
+        return f"Accuracy against t, {figures.TITLES.get(network, network)}"
+    return TITLES.get(name, name)
 
 
 def caption(name: str) -> str:
@@ -355,7 +365,7 @@ def caption(name: str) -> str:
 def _alt(name: str, table: pd.DataFrame | None) -> str:
     """What the figure shows, for those who do not see it."""
     if table is None or "mean" not in table:
-        return f"{TITLES[name]}; the numbers are in the tables of this page."
+        return f"{_title(name)}; the numbers are in the tables of this page."
     last = table[(table["split"] == "val") & (table["epoch"] == table["epoch"].max())]
     if name.startswith(ACCURACY_VS_T):
         best, worst = last.loc[last["mean"].idxmax()], last.loc[last["mean"].idxmin()]
@@ -526,7 +536,7 @@ def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
             )
             for row in options.sort_values("rmse", kind="stable").itertuples()
         ]
-        groups.append({"assumption": assumption, "figure": TITLES.get(name, name), "rows": rows})
+        groups.append({"assumption": assumption, "figure": _title(name), "rows": rows})
     text = "rms distance of accuracies from the published points; the best option of each assumption comes first"
     return {"groups": groups, "caption": text, "links": _experiment_links(results, "sensitivity")}
 

@@ -91,7 +91,10 @@ def parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 def configure(notebook: str, asked: Mapping[str, Any]) -> tuple[str, config.Config]:
     """The name of the experiment that `notebook` shows with the parameters `asked`, and its configuration."""
-    settings = config.load(asked.get("tier"))
+    overrides = _overrides(asked.get("overrides"))
+    if asked.get("device") is not None:
+        overrides = merge(overrides, {"device": asked["device"]})
+    settings = config.load(asked.get("tier"), overrides)
     name = notebook
     if notebook == "accuracy_vs_t":
         name = f"accuracy_vs_t_{asked.get('model')}"
@@ -99,9 +102,6 @@ def configure(notebook: str, asked: Mapping[str, Any]) -> tuple[str, config.Conf
         if asked.get("model") not in allowed:
             raise ConfigError(f"model: {asked.get('model')!r} given; allowed is one of {', '.join(allowed)}")
     own = {"trials": asked.get("trials"), "epochs": asked.get("epochs"), "t": t_list(asked.get("t_values"))}
-    overrides = _overrides(asked.get("overrides"))
-    if asked.get("device") is not None:
-        overrides = merge(overrides, {"device": asked["device"]})
     for key, value in own.items():
         if value is not None:
             overrides = merge(overrides, nested(f"experiments.{name}.{key}", value))
@@ -158,8 +158,9 @@ def one_line_errors() -> None:
     get_ipython().set_custom_exc((SkipfoldError,), one_line)
 
 
-def _published(settings: config.Config) -> Path:
-    return config.folder(settings) / "published"
+def _published(study: Study) -> pd.DataFrame | None:
+    """The paper's points; None of an experiment that is not the paper's."""
+    return statistics.published(study.name) if config.published(study.name).is_file() else None
 
 
 def _trained(study: Study) -> None:
@@ -172,22 +173,20 @@ def _trained(study: Study) -> None:
 
 def _accuracy_vs_t(study: Study) -> None:
     _trained(study)
-    study.figure = figures.accuracy_vs_t(study.table, statistics.published(study.name, _published(study.config)))
+    study.figure = figures.accuracy_vs_t(study.table, _published(study))
 
 
 def _schedule_comparison(study: Study) -> None:
     _trained(study)
-    published = statistics.published(study.name, _published(study.config))
-    study.figure = figures.schedule_comparison(study.table, published)
+    study.figure = figures.schedule_comparison(study.table, _published(study))
 
 
 def _linear_comparison(study: Study) -> None:
     _trained(study)
     study.tables["certificates"] = statistics.certificates(study.tables[f"{study.name}_trials"])
     study.tables["ceiling"] = _ceiling(study.config)
-    published = statistics.published(study.name, _published(study.config))
     best = float(study.tables["ceiling"]["val_accuracy"].max())
-    study.figure = figures.linear_comparison(study.table, published, ceiling=best)
+    study.figure = figures.linear_comparison(study.table, _published(study), ceiling=best)
 
 
 def _ceiling(settings: config.Config) -> pd.DataFrame:
@@ -220,9 +219,9 @@ def _published_saving() -> tuple[float, float] | None:
 def _sensitivity(study: Study) -> None:
     found = records(study.config, study.name)
     tier = study.config["tier"]
-    results = config.folder(study.config)
     options = experiments.options(study.config)
-    table = sensitivity.table(options, found, results / "published", results / tier, tier)
+    published = config.root() / "results" / "published"
+    table = sensitivity.table(options, found, published, config.folder(study.config) / tier, tier)
     study.tables["sensitivity"] = table
     # One assumption may be scored by several figures.
     study.figure = figures.sensitivity(table.assign(assumption=table["assumption"] + ", by " + table["figure"]))

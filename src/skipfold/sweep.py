@@ -15,6 +15,7 @@ from torch import nn
 from skipfold.data import Dataset
 from skipfold.errors import DeviceError
 from skipfold.evaluation import measure_trained
+from skipfold.networks import can_be_stacked
 from skipfold.provenance import stamp
 from skipfold.store import Record, Store
 from skipfold.training import Learner, Means, arithmetic, initial_network, measures
@@ -62,7 +63,8 @@ def run(
         dataset = load_data(kind[0]).to(device)
         size = group_size(len(kind), side_by_side or _fitting_size(kind, dataset))
         steps = sum(trial.epochs for trial in kind) * len(dataset.train_images) // kind[0].batch_size
-        as_one = stacked or choose_stacked(kind[0], dataset, size, steps)
+        asked = stacked if can_be_stacked(kind[0].network) else None
+        as_one = asked or choose_stacked(kind[0], dataset, size, steps)
         for trial, epochs, model in _train(kind, dataset, size, as_one, progress):
             final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
@@ -127,15 +129,18 @@ def best_size(network: str, device: torch.device) -> int:
     """Trials side by side, where the memory is enough; on a CPU as many as are one network."""
     if device.type == "cuda":
         return SIDE_BY_SIDE
-    return 1 if network.startswith("resnet") else STACKED_ON_CPU
+    return STACKED_ON_CPU if can_be_stacked(network) and not network.startswith("resnet") else 1
 
 
 def choose_stacked(trial: Trial, dataset: Dataset, size: int, steps: int) -> int:
     """How many of `size` trials like `trial` are trained as one network, where all trials take `steps` steps together.
 
     On CUDA none, some or all, whichever is measured to be fastest on `dataset`, and said, since it decides on the time.
+    None of a network that cannot be stacked.
     """
     device = dataset.train_images.device
+    if not can_be_stacked(trial.network):
+        return 1
     if device.type != "cuda":
         return best_size(trial.network, device)
     if size == 1 or steps < WORTH_MEASURING:

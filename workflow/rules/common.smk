@@ -85,6 +85,11 @@ def trained(experiment):
     return [f"{LOGS}/trained/{experiment}_{part}_of_{parts}" for part in range(1, parts + 1)]
 
 
+def published(experiment):
+    """The paper's points, where it has that experiment."""
+    return [path for path in [f"results/published/{experiment}.csv"] if Path(path).is_file()]
+
+
 def parameters(**own):
     """A notebook's parameters as shell words."""
     given = {"tier": TIER, "results": RESULTS, **own}

@@ -73,7 +73,7 @@ rule accuracy_vs_t:
     input:
         notebook="notebooks/accuracy_vs_t.ipynb",
         trained=lambda wildcards: trained(f"accuracy_vs_t_{wildcards.model}"),
-        published="results/published/accuracy_vs_t_{model}.csv",
+        published=lambda wildcards: published(f"accuracy_vs_t_{wildcards.model}"),
         sources=SHOWING,
     output:
         notebook=f"{RESULTS}/notebooks/accuracy_vs_t_{{model}}.ipynb",

@@ -6,7 +6,7 @@ rule judge_claims:
     input:
         tables=TABLES,
         claims="config/claims.yaml",
-        published=expand("results/published/{name}.csv", name=EXPERIMENTS),
+        published=[path for name in EXPERIMENTS for path in published(name)],
         sources=sources("claims", "statistics"),
     output:
         report(
