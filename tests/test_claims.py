@@ -26,7 +26,7 @@ def trials(experiment, count=5, spread=1e-5, **changed):
         frame = points.rename(columns={"mean": "val_accuracy"}).drop(columns="split")
         frame = frame.assign(
             val_accuracy=frame["val_accuracy"] + spread * (index - (count - 1) / 2),
-            t_start=frame["t"].fillna(0.5), index=index, experiment=experiment, network="any", data="mnist",
+            t_start=frame["t"].fillna(0.5), index=index, experiment=experiment, network="resnet34", data="mnist",
             epochs=int(frame["epoch"].max()), train_images=np.nan, val_images=np.nan,
             digest=frame["arm"] + f"/{index}", device="GPU", torch="2", tier="paper", date="2026-01-01",
         )  # fmt: skip
@@ -109,6 +109,14 @@ def test_another_protocol_is_not_judged(results, changed, reason):
     statistics.write(trials("linear_comparison", **changed), results / "tables" / "linear_comparison_trials.csv")
     row = verdict(results, "perceptron_accuracy")
     assert row["verdict"] == claims.NOT_JUDGED and reason in row["remark"] and math.isnan(row["ours"])
+
+
+def test_the_schedules_of_another_network_are_not_judged(results):
+    frame = trials("schedule_comparison", network="resnet18")
+    statistics.write(frame, results / "tables" / "schedule_comparison_trials.csv")
+    found = claims.judge(results).set_index("experiment").loc["schedule_comparison"]
+    assert set(found["verdict"]) == {claims.NOT_JUDGED}
+    assert found["remark"].str.contains("resnet18 instead of resnet34").all()
 
 
 def test_arms_are_judged_one_by_one(results):

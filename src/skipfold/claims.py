@@ -199,12 +199,13 @@ def _points(check: dict[str, Any], selection: dict[str, Any], results: Path) -> 
 
 
 def _check_protocol(rows: pd.DataFrame, protocol: dict[str, Any], name: str) -> None:
-    """Raise NotRun unless all `rows` ran with the published data, images, epochs and number of trials."""
+    """Raise NotRun unless all `rows` ran with the published data, network, images, epochs and number of trials."""
     if rows.empty:
         raise NotRun(f"{name}: did not run")
     wrong = []
-    if (rows["data"] != protocol["data"]).any():
-        wrong.append(f"{', '.join(sorted(rows['data'].unique()))} instead of {protocol['data']}")
+    for key in ("data", "network"):
+        if key in protocol and (rows[key] != protocol[key]).any():
+            wrong.append(f"{', '.join(sorted(rows[key].unique()))} instead of {protocol[key]}")
     if rows[["train_images", "val_images"]].notna().any(axis=None):
         wrong.append("not all images")
     if (rows["epochs"] != protocol["epochs"]).any():
