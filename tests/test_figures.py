@@ -76,6 +76,19 @@ def test_the_static_arm_says_its_t():
     assert "static t = 0.995" in texts(figures.schedule_comparison(table("schedule_comparison").assign(t=0.995)))
 
 
+def test_arms_that_the_paper_does_not_have_differ():
+    names = {
+        "static": "static_0.7",
+        "scheduled_from_0.9": "scheduled_from_0.8",
+        "scheduled_from_0.5": "scheduled_from_0.6",
+    }
+    ours = table("schedule_comparison")
+    figure = figures.schedule_comparison(ours.assign(arm=ours["arm"].replace(names), t=0.7))
+    assert {"static t = 0.7", "t from 0.8 to 0", "t from 0.6 to 0"} <= set(texts(figure).split(" | "))
+    lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("_", "None")]
+    assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
+
+
 def test_validation_by_batch_has_a_panel():
     ours = table("schedule_comparison")
     by_batch = ours.assign(split="val_batch", mean=ours["mean"] - 0.01)

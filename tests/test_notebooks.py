@@ -17,6 +17,13 @@ def code(path):
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.parametrize(("network", "has"), [("resnet34", True), ("resnet18", False)])
+def test_published_points_are_shown_beside_their_own_network_alone(network, has):
+    settings = config.load("smoke", {"experiments": {"schedule_comparison": {"network": network}}})
+    published = study.published(study.Study("schedule_comparison", settings))
+    assert (published is not None) == has
+
+
 def test_there_is_one_for_every_study():
     assert {path.stem for path in NOTEBOOKS} == set(study.PARAMETERS) == set(study.STUDIES)
 

@@ -1,7 +1,8 @@
 """matplotlib figures from tables: the published points behind ours, one style, the stamp on each."""
 
+import itertools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,14 @@ LOOKS = {
     "scheduled_from_0.9": Look("t from 0.9 to 0", "#c2571a", "s", (0, (4, 1.5))),
     "scheduled_from_0.5": Look("t from 0.5 to 0", "#4f9e8f", "^", (0, (1, 1.2))),
 }
+
+SPARE = (
+    ("black", "v", "-"),
+    ("#a8323e", "X", (0, (6, 1.5))),
+    ("#7d6a2c", "P", (0, (4, 1.5))),
+    ("#5f6f7a", "<", (0, (1, 1.2))),
+)
+"""Colour, marker and line of arms that LOOKS does not have, in turn."""
 
 AT_END = {
     "val_skips_removed": ("skips removed", "x", 0),
@@ -175,13 +184,12 @@ def schedule_comparison(
             panels[0].set_xlabel("")
             panels[0].set_title("in eval mode, as deployed", fontsize="small")
             panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
-        extra = []
+        looks, extra = _looks(aggregate["arm"]), []
         for split, (label, marker, panel) in AT_END.items():
             style = {"marker": marker, "linestyle": "", "markersize": 7, "markeredgewidth": 1.6}
             rows = aggregate[aggregate["split"] == split]
             for row in rows.itertuples():
-                color = LOOKS[row.arm].color if row.arm in LOOKS else "black"
-                panels[panel].plot(row.epoch + 0.3, row.mean, color=color, **style)
+                panels[panel].plot(row.epoch + 0.3, row.mean, color=looks[row.arm].color, **style)
             if len(rows):
                 extra.append(Line2D([], [], color="black", label=label, **style))
         network = aggregate["network"].iloc[0]
@@ -194,9 +202,8 @@ def schedule_comparison(
 def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | None, split: str = "val") -> None:
     """Every arm's validation accuracy, nudged sideways so that intervals do not lie on each other."""
     ours = aggregate[aggregate["split"] == split]
-    arms = list(dict.fromkeys([*(arm for arm in LOOKS if arm in set(ours["arm"])), *ours["arm"]]))
-    for position, arm in enumerate(arms):
-        look = LOOKS.get(arm, Look(arm, "black", "v", "-"))
+    arms = _looks(aggregate["arm"])
+    for position, (arm, look) in enumerate(arms.items()):
         if published is not None:
             theirs = published[published["arm"] == arm].sort_values("epoch")
             _draw_published(axes, theirs["epoch"], theirs["mean"], look, line=True)
@@ -207,6 +214,22 @@ def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | No
     axes.set_xticks(range(1, last + 1))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy")
+
+
+def _looks(arms: Iterable[str]) -> dict[str, Look]:
+    """The look of each arm, those of LOOKS first."""
+    arms = list(dict.fromkeys(arms))
+    spare = itertools.cycle(SPARE)
+    others = {arm: Look(_label(arm), *next(spare)) for arm in arms if arm not in LOOKS}
+    return {arm: look for arm, look in LOOKS.items() if arm in arms} | others
+
+
+def _label(arm: str) -> str:
+    if arm.startswith("static_"):
+        return LOOKS["static"].label
+    if arm.startswith("scheduled_from_"):
+        return f"t from {float(arm.removeprefix('scheduled_from_')):g} to 0"
+    return TITLES.get(arm, arm)
 
 
 def timing(

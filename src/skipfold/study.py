@@ -26,6 +26,9 @@ PARAMETERS = {
 }
 """The parameters of each notebook."""
 
+SCHEDULED = "resnet34"
+"""The network that the paper trains with scheduled t."""
+
 
 @dataclass
 class Study:
@@ -158,9 +161,12 @@ def one_line_errors() -> None:
     get_ipython().set_custom_exc((SkipfoldError,), one_line)
 
 
-def _published(study: Study) -> pd.DataFrame | None:
-    """The paper's points; None of an experiment that is not the paper's."""
-    return statistics.published(study.name) if config.published(study.name).is_file() else None
+def published(study: Study) -> pd.DataFrame | None:
+    """The paper's points; None of an experiment, or a network, that is not the paper's."""
+    wanted = study.config["experiments"][study.name]
+    if wanted.get("network", SCHEDULED) != SCHEDULED or not config.published(study.name).is_file():
+        return None
+    return statistics.published(study.name)
 
 
 def _trained(study: Study) -> None:
@@ -173,12 +179,12 @@ def _trained(study: Study) -> None:
 
 def _accuracy_vs_t(study: Study) -> None:
     _trained(study)
-    study.figure = figures.accuracy_vs_t(study.table, _published(study))
+    study.figure = figures.accuracy_vs_t(study.table, published(study))
 
 
 def _schedule_comparison(study: Study) -> None:
     _trained(study)
-    study.figure = figures.schedule_comparison(study.table, _published(study))
+    study.figure = figures.schedule_comparison(study.table, published(study))
 
 
 def _linear_comparison(study: Study) -> None:
@@ -186,7 +192,7 @@ def _linear_comparison(study: Study) -> None:
     study.tables["certificates"] = statistics.certificates(study.tables[f"{study.name}_trials"])
     study.tables["ceiling"] = _ceiling(study.config)
     best = float(study.tables["ceiling"]["val_accuracy"].max())
-    study.figure = figures.linear_comparison(study.table, _published(study), ceiling=best)
+    study.figure = figures.linear_comparison(study.table, published(study), ceiling=best)
 
 
 def _ceiling(settings: config.Config) -> pd.DataFrame:
