@@ -11,6 +11,7 @@ from skipfold.folding import fold_affine
 from skipfold.homotopy import to_homotopy
 from skipfold.inspection import connections
 from skipfold.removal import remove_skips
+from skipfold.subject import copied
 
 OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove_skips, fold_affine])
 
@@ -77,6 +78,13 @@ def test_a_network_that_says_float32_is_certified_in_float64(name):
     torch.testing.assert_close(plain(x), homotopy(x))
     torch.testing.assert_close(folded(x), homotopy(x))
     assert model.kernel.dtype == layer(x).dtype == plain(x).dtype == folded(x).dtype == torch.float32
+
+
+def test_a_weight_that_another_module_holds_as_well_stays_a_weight():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    vars(model[1])["borrowed"] = model[0].weight
+    copy = copied(model, torch.float64)
+    assert isinstance(copy[0].weight, nn.Parameter) and copy[1].borrowed is copy[0].weight
 
 
 def test_a_float64_network_that_says_float32_means_it():

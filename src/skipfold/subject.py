@@ -33,7 +33,8 @@ def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
         memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
     attributes = (value for child in module.modules() for value in vars(child).values())
-    for held in (*module.buffers(), *(each for each in attributes if isinstance(each, torch.Tensor) and each.is_leaf)):
+    tensors = [value for value in attributes if isinstance(value, torch.Tensor) and value.is_leaf]
+    for held in (*module.buffers(), *(value for value in tensors if id(value) not in memo)):
         floating = dtype is not None and held.is_floating_point()
         memo[id(held)] = held.detach().to(dtype if floating else held.dtype, copy=True)
     try:
