@@ -41,7 +41,7 @@ def published(name: str, splits: Sequence[str], t: list[float], near: float) -> 
 
     The validation accuracies are there for every split but training, and for that where none is published.
     """
-    points = statistics.published(f"accuracy_vs_t_{name}", config.root() / "results" / "published")
+    points = statistics.published(f"accuracy_vs_t_{name}")
     around = [points[(points["t"] - value).abs() <= near + 1e-9] for value in t]
 
     def mean(split: str, epoch: int) -> list[float]:

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from skipfold import statistics
-from skipfold.config import root
+from skipfold.config import published_folder, root
 from skipfold.errors import ConfigError
 
 REPRODUCED = "reproduced"
@@ -88,7 +88,7 @@ def judge(
     under `results`), source, STAMP. A value is empty where there is none.
     """
     results = Path(results)
-    published = Path(published or root() / "results" / "published")
+    published = Path(published or published_folder())
     claims = load() if claims is None else claims
     rows = [{"claim": claim["id"], **_row(check, results, published)} for claim in claims for check in claim["checks"]]
     return pd.DataFrame(rows, columns=list(COLUMNS))

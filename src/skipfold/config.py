@@ -117,9 +117,14 @@ def folder(config: Mapping[str, Any], key: str = "results") -> Path:
     return root() / config[key]
 
 
+def published_folder() -> Path:
+    """The folder of the paper's points, wherever the results lie."""
+    return root() / "results" / "published"
+
+
 def published(experiment: str) -> Path:
     """The table of the paper's points of `experiment`; not there where the paper has none."""
-    return root() / "results" / "published" / f"{experiment}.csv"
+    return published_folder() / f"{experiment}.csv"
 
 
 def _read(path: str) -> dict[str, Any]:

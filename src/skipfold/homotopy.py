@@ -146,7 +146,7 @@ def adding(model: nn.Module, example: torch.Tensor | Sequence[int], leave: Colle
     Of a module that runs under several paths, all. Raises ConfigError on a path in `leave` that is not there,
     ModuleError, InputShapeError and WeightsError where `model` cannot be run on `example`.
     """
-    modules = dict(innermost_first(model))
+    modules = dict(model.named_modules(remove_duplicate=False))
     if unknown := sorted(set(leave) - modules.keys()):
         raise ConfigError(f"leave: no module at {', '.join(unknown)}; paths as named_modules gives them are allowed")
     wanted = {id(modules[path]) for path in additions(model, example)} - {id(modules[path]) for path in leave}

@@ -62,7 +62,7 @@ NETWORKS = {
 AFFINE = ("perceptron", "cnn3", "shallow_linear", "resnet34_linear_avgpool")
 """Networks that are affine maps in eval mode, and so collapse to one layer."""
 
-STACKED = (perceptron, skip_cnn, resnet)
+STACKABLE = (perceptron, skip_cnn, resnet)
 """Builders of networks that can be trained as one, see `stacking.stack`."""
 
 PUBLISHED_AS_AFFINE = "resnet34_linear_maxpool"
@@ -79,7 +79,7 @@ def option_names(name: str) -> list[str]:
 def can_be_stacked(name: str) -> bool:
     """Whether networks `name` can be trained as one."""
     builder = NETWORKS[name]
-    return (builder.func if isinstance(builder, partial) else builder) in STACKED
+    return (builder.func if isinstance(builder, partial) else builder) in STACKABLE
 
 
 def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.Generator | None = None) -> nn.Module:

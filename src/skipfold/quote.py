@@ -143,7 +143,7 @@ def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:
             bench.trial, schedule="static", epochs=2, data="digits", train_images=train, val_images=val
         )  # fmt: skip
         few = digits.first(train, val)
-        stacked = bench.stacked or sweep.choose_stacked(short, few.to(device), bench.size, bench.steps)
+        stacked = sweep.choose_stacked(short, few.to(device), bench.size, bench.steps, bench.stacked)
         clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
             records = sweep.run(

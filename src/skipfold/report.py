@@ -16,7 +16,7 @@ import jinja2
 import pandas as pd
 
 from skipfold import claims, figures, statistics
-from skipfold.config import files, root
+from skipfold.config import files, published_folder, root
 from skipfold.errors import ConfigError
 from skipfold.experiments import ACCURACY_VS_T, TRAINED
 from skipfold.provenance import commit
@@ -588,7 +588,7 @@ def _distinct(rows: pd.DataFrame, column: str) -> str:
 def _published(results: Path) -> Path:
     """The published tables: beside the tier's folder, else those of the repository."""
     folder = results.parent / "published"
-    return folder if folder.is_dir() else root() / "results" / "published"
+    return folder if folder.is_dir() else published_folder()
 
 
 def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

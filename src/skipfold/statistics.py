@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from skipfold.config import root
+from skipfold.config import published_folder
 from skipfold.errors import StoreError
 
 CONFIDENCE = 0.95
@@ -297,7 +297,7 @@ def published(experiment: str, folder: str | Path | None = None) -> pd.DataFrame
     Epochs "first" and "last" of the published tables are 1 and 2, as that protocol has two. t is empty where the
     paper gives none.
     """
-    folder = Path(folder or root() / "results" / "published")
+    folder = Path(folder or published_folder())
     frame = read(folder / f"{experiment}.csv").rename(
         columns={"model": "arm", "val_accuracy": "mean", "accuracy": "mean"}
     )

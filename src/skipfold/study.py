@@ -226,8 +226,8 @@ def _sensitivity(study: Study) -> None:
     found = records(study.config, study.name)
     tier = study.config["tier"]
     options = experiments.options(study.config)
-    published = config.root() / "results" / "published"
-    table = sensitivity.table(options, found, published, config.folder(study.config) / tier, tier)
+    results = config.folder(study.config) / tier
+    table = sensitivity.table(options, found, config.published_folder(), results, tier)
     study.tables["sensitivity"] = table
     # One assumption may be scored by several figures.
     study.figure = figures.sensitivity(table.assign(assumption=table["assumption"] + ", by " + table["figure"]))

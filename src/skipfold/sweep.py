@@ -63,8 +63,7 @@ def run(
         dataset = load_data(kind[0]).to(device)
         size = group_size(len(kind), side_by_side or _fitting_size(kind, dataset))
         steps = sum(trial.epochs for trial in kind) * len(dataset.train_images) // kind[0].batch_size
-        asked = stacked if can_be_stacked(kind[0].network) else None
-        as_one = asked or choose_stacked(kind[0], dataset, size, steps)
+        as_one = choose_stacked(kind[0], dataset, size, steps, stacked)
         for trial, epochs, model in _train(kind, dataset, size, as_one, progress):
             final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
@@ -132,15 +131,17 @@ def best_size(network: str, device: torch.device) -> int:
     return STACKED_ON_CPU if can_be_stacked(network) and not network.startswith("resnet") else 1
 
 
-def choose_stacked(trial: Trial, dataset: Dataset, size: int, steps: int) -> int:
+def choose_stacked(trial: Trial, dataset: Dataset, size: int, steps: int, asked: int | None = None) -> int:
     """How many of `size` trials like `trial` are trained as one network, where all trials take `steps` steps together.
 
-    On CUDA none, some or all, whichever is measured to be fastest on `dataset`, and said, since it decides on the time.
-    None of a network that cannot be stacked.
+    As many as `asked`, but 1 of a network that cannot be stacked. Where nothing is asked, on CUDA none, some or all,
+    whichever is measured to be fastest on `dataset`, and said, since it decides on the time.
     """
     device = dataset.train_images.device
     if not can_be_stacked(trial.network):
         return 1
+    if asked:
+        return asked
     if device.type != "cuda":
         return best_size(trial.network, device)
     if size == 1 or steps < WORTH_MEASURING:

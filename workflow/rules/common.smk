@@ -85,9 +85,10 @@ def trained(experiment):
     return [f"{LOGS}/trained/{experiment}_{part}_of_{parts}" for part in range(1, parts + 1)]
 
 
-def published(experiment):
-    """The paper's points, where it has that experiment."""
-    return [path for path in [f"results/published/{experiment}.csv"] if Path(path).is_file()]
+def published(*experiments):
+    """The paper's points of those experiments that it has."""
+    tables = expand("results/published/{name}.csv", name=experiments)
+    return [table for table in tables if Path(table).is_file()]
 
 
 def parameters(**own):

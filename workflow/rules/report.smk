@@ -6,7 +6,7 @@ rule judge_claims:
     input:
         tables=TABLES,
         claims="config/claims.yaml",
-        published=[path for name in EXPERIMENTS for path in published(name)],
+        published=published(*EXPERIMENTS),
         sources=sources("claims", "statistics"),
     output:
         report(
