@@ -134,6 +134,13 @@ def test_a_second_run_has_nothing_to_do(smoke):
     assert "Nothing to be done" in run.stdout
 
 
+def test_a_run_in_more_parts_times_nothing_again(smoke):
+    place, _ = smoke
+    run = snakemake(place, "reproduce", "-n", *SMOKE, "shards=2")
+    assert run.returncode == 0
+    assert "part 2 of 2" in run.stdout and "Timing prediction" not in run.stdout
+
+
 def test_what_was_made_belongs_together(smoke):
     place, _ = smoke
     run = snakemake(place, "verify", *SMOKE)

@@ -20,12 +20,14 @@ def or_exit(call, *arguments):
         sys.exit(f"error: {error}")
 
 
-# Keys that differ from config/config.yaml come from the command line, and go on to every job.
+# Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
-GIVEN = skipfold.keys.typed(config)
-OVERRIDES = {key: value for key, value in GIVEN.items() if key != "tier" and value != COMMON.get(key)}
+GIVEN = {key: value for key, value in skipfold.keys.typed(config).items() if key != "tier" and value != COMMON.get(key)}
 TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
-SETTINGS = or_exit(skipfold.config.load, TIER, OVERRIDES)
+SETTINGS = or_exit(skipfold.config.load, TIER, GIVEN)
+# They go on to every job, whose parameters they are: one that was not run with them is run again. How many jobs there
+# are is nothing to a job.
+OVERRIDES = {key: value for key, value in GIVEN.items() if key != "shards"}
 or_exit(skipfold.files.writable, skipfold.config.folder(SETTINGS))
 CONFIGURED = f"--tier {TIER}" + (f" --config {skipfold.keys.render(OVERRIDES)}" if OVERRIDES else "")
 ON_CUDA = SETTINGS["device"].startswith("cuda") or (SETTINGS["device"] == "auto" and torch.cuda.is_available())
