@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import images, unsettled
 from test_recursion import property_test
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,6 +30,39 @@ def test_folded_batchnorm_is_the_same_function():
         torch.testing.assert_close(fold_batchnorm(folded)(images()), expected, rtol=1e-12, atol=1e-12)
         plain = fold_batchnorm(strip(unsettled(resnet("resnet18", t=0.0))))
     assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+class OfTheirOwn(nn.BatchNorm2d):
+    """As torch's, under another name."""
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Adding(nn.BatchNorm2d):
+    def forward(self, x):
+        return x + F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@pytest.mark.parametrize(
+    ("norm", "layers"),
+    [
+        (OfTheirOwn(4), [nn.Conv2d, nn.Conv2d]),
+        (BatchNormAct2d(4), [nn.Conv2d, nn.ReLU, nn.Conv2d]),
+        (BatchNormAct2d(4, apply_act=False), [nn.Conv2d, nn.Conv2d]),
+        (BatchNormAct2d(4, drop_layer=nn.Dropout, act_layer=nn.SiLU), [nn.Conv2d, nn.SiLU, nn.Conv2d]),
+        (Doubling(4), [nn.Conv2d, Doubling, nn.Conv2d]),
+        (Adding(4), [nn.Conv2d, Adding, nn.Conv2d]),
+    ],
+)
+def test_what_a_batchnorm_does_after_normalizing_stays(norm, layers):
+    model = unsettled(nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Conv2d(4, 2, 1)))
+    folded = fold_batchnorm(model)
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-12)
+    assert [type(layer) for layer in folded] == layers
 
 
 class Parallel(nn.Module):

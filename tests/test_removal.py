@@ -100,6 +100,13 @@ def test_timms_networks_lose_their_skips(name):
     assert certificate.max_error < 1e-9 and not skips(plain)
 
 
+def test_batchnorms_that_activate_are_folded_too():
+    model, _ = to_homotopy(timm.create_model("resnetv2_18", num_classes=3), (3, 32, 32), t=0.0, export=False)
+    plain, certificate = remove_skips(model, (3, 32, 32), export=False)
+    norms = [path for path, m in plain.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert certificate.additions == 0 and len(norms) == 1  # after the max-pool, which no weights precede
+
+
 def test_removal_folds_crops_and_is_certified_after_export():
     model = unsettled(resnet("resnet18", t=0.0)).float()
     plain, certificate = remove_skips(model, INPUT_SHAPE, crop=True)

@@ -21,6 +21,8 @@ CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCHNORM = nn.modules.batchnorm._BatchNorm
+STATISTICS = ("running_mean", "running_var", "weight", "bias")
+"""What a BatchNorm in eval mode normalizes by."""
 
 
 def fold_affine(
@@ -79,7 +81,7 @@ class _Layers(fx.Tracer):
     """Reads a whole network, down to torch's own layers."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, Skip | CroppedConv2d) or super().is_leaf_module(module, path)
+        return isinstance(module, Skip | CroppedConv2d | BATCHNORM) or super().is_leaf_module(module, path)
 
 
 def _read(model: nn.Module) -> fx.Graph:
@@ -93,12 +95,16 @@ def _read(model: nn.Module) -> fx.Graph:
 
 
 def _fold_batchnorms(model: nn.Module, graph: fx.Graph) -> None:
-    """Each BatchNorm into the layer before it, in `model`; an identity stays in its place."""
+    """Each BatchNorm into the layer before it, in `model`; an identity stays in its place, or what else it does."""
+    for node in list(graph.nodes):
+        _without_effect(model, node)
     for node in graph.nodes:
         pair = _pair(model, node)
         if pair is None or not isinstance(pair[1], BATCHNORM) or pair[1].running_mean is None:
             continue
         layer, norm = pair
+        if (rest := _after(norm)) is None:
+            continue
         if type(layer) in CONVOLVING:
             folded = fuse_conv_bn_eval(layer, norm)
         elif type(layer) in TRANSPOSED and layer.groups == 1:
@@ -108,7 +114,39 @@ def _fold_batchnorms(model: nn.Module, graph: fx.Graph) -> None:
         else:
             continue
         model.set_submodule(node.args[0].target, folded)
-        model.set_submodule(node.target, nn.Identity())
+        model.set_submodule(node.target, rest)
+
+
+def _after(norm: nn.Module) -> nn.Module | None:
+    """What a BatchNorm in eval mode does to what it has normalized, as timm's do; None where that is unknown."""
+    if type(norm).forward is BATCHNORM.forward:
+        return nn.Identity()
+    try:
+        rest = fx.GraphModule(norm, _Layers().trace(norm), type(norm).__name__)
+    except Exception:  # whatever a forward does with the proxies of torch.fx
+        return None
+    graph = rest.graph
+    for check in graph.find_nodes(op="call_function", target=torch._assert):
+        graph.erase_node(check)
+    graph.eliminate_dead_code()
+    x, *others = graph.find_nodes(op="placeholder")
+    normalize, *more = x.users
+    if others or more or normalize.target is not nn.functional.batch_norm:
+        return None
+    read = {node.target for node in normalize.all_input_nodes if node.op == "get_attr"}
+    if read != {name for name in STATISTICS if getattr(norm, name) is not None}:
+        return None
+    normalize.replace_all_uses_with(x)
+    graph.erase_node(normalize)
+    for node in list(graph.nodes):
+        _without_effect(rest, node)
+    graph.eliminate_dead_code()
+    rest.delete_all_unused_submodules()
+    rest.recompile()
+    steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    if not steps:
+        return nn.Identity()
+    return rest.get_submodule(steps[0].target) if [node.op for node in steps] == ["call_module"] else rest
 
 
 def _pair(model: nn.Module, node: fx.Node) -> tuple[nn.Module, nn.Module] | None:
@@ -130,13 +168,13 @@ def _folded(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
     return _without_effect(whole, node) or _chained(whole, node, grow) or _weighted(whole, node) or _joined(whole, node)
 
 
-def _without_effect(whole: fx.GraphModule, node: fx.Node) -> bool:
+def _without_effect(model: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module" or len(node.args) != 1:
         return False
-    if not isinstance(whole.get_submodule(node.target), nn.Identity | nn.modules.dropout._DropoutNd):
+    if not isinstance(model.get_submodule(node.target), nn.Identity | nn.modules.dropout._DropoutNd):
         return False
     node.replace_all_uses_with(node.args[0])
-    whole.graph.erase_node(node)
+    node.graph.erase_node(node)
     return True
 
 
