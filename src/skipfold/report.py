@@ -189,8 +189,8 @@ def microseconds(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in %, with enough digits near 1."""
-    return f"{100 * share:.{2 if share > 0.99 else 1}f} %".replace("-", "−")
+    """A share in %, with enough digits just below 1."""
+    return f"{100 * share:.{2 if 0.99 < share < 1 else 1}f} %".replace("-", "−")
 
 
 def _links(results: Path, wanted: dict[str, str]) -> list[dict[str, str]]:
