@@ -23,6 +23,7 @@ from skipfold.homotopy import (
     skips,
     to_homotopy,
 )
+from skipfold.removal import remove_skips
 from skipfold.resnet import resnet
 from skipfold.schedules import Schedule
 
@@ -185,6 +186,41 @@ def test_skips_of_your_own_network_are_found(t):
     x = torch.randn(5, 6, dtype=torch.float64)
     assert skip_strengths(homotopy) == {"skip": t, "skip_1": t}
     torch.testing.assert_close(homotopy(x), model.at(x, t), rtol=0, atol=1e-12)
+
+
+class Add(nn.Module):
+    def forward(self, a, b):
+        return a + b
+
+
+class AddsByAPart(nn.Module):
+    def __init__(self, add):
+        super().__init__()
+        self.one, self.two, self.add = nn.Linear(6, 6), nn.Linear(6, 6), add
+
+    def forward(self, x):
+        return self.add(x, self.two(self.one(x).relu()))
+
+
+def test_a_part_may_do_the_adding():
+    add = Add()
+    model = nn.Sequential(AddsByAPart(add), AddsByAPart(add)).double()
+    homotopy, certificate = to_homotopy(model, (6,), t=0.25)
+    assert skip_strengths(homotopy) == {"0.skip": 0.25, "1.skip": 0.25} and certificate.additions == 2
+    x = torch.randn(5, 6, dtype=torch.float64)
+    expected = x
+    for block in model:
+        expected = 0.25 * expected + 0.75 * block.two(block.one(expected).relu())
+    torch.testing.assert_close(homotopy(x), expected, rtol=0, atol=1e-12)
+    set_skip_strength(homotopy, 0.0)
+    plain, certificate = remove_skips(homotopy, (6,))
+    assert certificate.additions == 0 and not [m for m in plain.modules() if isinstance(m, Add)]
+
+
+def test_a_part_is_not_taken_for_an_addition_by_its_name():
+    part = nn.Bilinear(6, 6, 6)
+    with pytest.raises(SkipError, match="no skip connection found"):
+        insert_skips(AddsByAPart(part))
 
 
 class Branching(nn.Module):

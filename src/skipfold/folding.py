@@ -262,7 +262,7 @@ def _scaled(whole: fx.GraphModule, node: fx.Node, weight: float) -> bool:
 def _joined(whole: fx.GraphModule, node: fx.Node) -> bool:
     """The sum of two convolutions of one input, one of which may be the input itself, as one convolution."""
     sides = [side for side in node.args if isinstance(side, fx.Node)]
-    if node.target not in ADDS or len(sides) != 2:
+    if (node.op, node.target) not in ADDS or len(sides) != 2:
         return False
     layers = [_convolution(whole, side) for side in sides]
     alpha = float(node.kwargs.get("alpha", 1))

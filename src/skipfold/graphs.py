@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class ByMode(nn.Module):
 
 
 def own_graph(module: nn.Module) -> fx.Graph:
-    """The forward of `module`, its submodules kept whole.
+    """The forward of `module`, its submodules kept whole, but for those that only combine values (see `combines`).
 
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
     number. So it is read in both modes; such constants are given by submodules, which `module` gets. Raises SkipError
@@ -78,11 +78,22 @@ def sources(node: fx.Node) -> set[fx.Node]:
     return found
 
 
+def combines(module: nn.Module) -> bool:
+    """Whether `module` holds nothing, neither weights nor parts, and is none of torch's own: a network's Add, say."""
+    held = itertools.chain(module.children(), module.parameters(), module.buffers())
+    return next(held, None) is None and not type(module).__module__.startswith("torch.nn.")
+
+
 class _Shallow(fx.Tracer):
-    """Reads one module's own forward; its submodules stay whole."""
+    """Reads one module's own forward, and what combines several values in it; other submodules stay whole."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return True
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if combines(module) and sum(isinstance(arg, fx.Proxy) for arg in args) > 1:
+            return forward(*args, **kwargs)
+        return super().call_module(module, forward, args, kwargs)
 
 
 def _random_states() -> tuple:

@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, certify
 from skipfold.errors import ConfigError, SkipError
-from skipfold.graphs import free_name, module_of, own_graph, sources
+from skipfold.graphs import combines, free_name, module_of, own_graph, sources
 from skipfold.schedules import check_strength
 from skipfold.subject import check_module, first_line
 
@@ -29,7 +29,9 @@ WEIGHTS = {
 HALF = (torch.float16, torch.bfloat16)
 """Dtypes in which 1 - t of a t near 1 has few digits left."""
 
-ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+ADDS = {("call_function", add) for add in (operator.add, operator.iadd, torch.add)}
+ADDS |= {("call_method", add) for add in ("add", "add_")}
+"""What adds, by op and target of its torch.fx node."""
 
 
 class Skip(nn.Module):
@@ -117,11 +119,12 @@ def to_homotopy(
     """A copy of `model` with skip strength t in every residual block, and the certificate that it is the same network.
 
     Blocks of torchvision's ResNets are known; in other modules (timm's ResNets, your own) the additions of a residual
-    and a skip are found by torch.fx, the skip being the side with fewer weight layers; such a module becomes a
-    torch.fx.GraphModule, which has its layers and its forward, not its other methods. Parameters keep their names, so
-    pretrained weights load before or after. `weights` and `normalize` as in Skip: with `normalize` the network at equal
-    weights is the original. The forward of a module whose path is in `leave` is left as it is, not that of modules in
-    it. A block that the network runs several times has one strength for all.
+    and a skip are found by torch.fx, in the module or in a part of it that only adds, the skip being the side with
+    fewer weight layers; such a module becomes a torch.fx.GraphModule, which has its layers and its forward, not its
+    other methods. Parameters keep their names, so pretrained weights load before or after. `weights` and `normalize` as
+    in Skip: with `normalize` the network at equal weights is the original. The forward of a module whose path is in
+    `leave` is left as it is, not that of modules in it. A block that the network runs several times has one strength
+    for all.
 
     `example` is a batch, or the shape of one sample. The certificate compares the rewired network, normalized and at
     equal weights, with `model`, and unless `export` is False with what torch.export makes of it. Raises SkipError where
@@ -143,13 +146,17 @@ def to_homotopy(
 def adding(model: nn.Module, example: torch.Tensor | Sequence[int], leave: Collection[str] = ()) -> set[str]:
     """Paths of the modules of `model` that add two activations themselves, without those in `leave`.
 
-    Of a module that runs under several paths, all. Raises ConfigError on a path in `leave` that is not there,
+    With one that only combines what it is given, also the one that it is part of. Of a module that runs under several
+    paths, all. Raises ConfigError on a path in `leave` that is not there,
     ModuleError, InputShapeError and WeightsError where `model` cannot be run on `example`.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if unknown := sorted(set(leave) - modules.keys()):
         raise ConfigError(f"leave: no module at {', '.join(unknown)}; paths as named_modules gives them are allowed")
-    wanted = {id(modules[path]) for path in additions(model, example)} - {id(modules[path]) for path in leave}
+    wanted = {id(modules[path]) for path in additions(model, example)}
+    parts = [path for path, module in modules.items() if id(module) in wanted and combines(module)]
+    wanted |= {id(modules[path.rpartition(".")[0]]) for path in parts}
+    wanted -= {id(modules[path]) for path in leave}
     return {path for path, module in modules.items() if id(module) in wanted}
 
 
@@ -221,7 +228,9 @@ def _converted(module: nn.Module, make: Callable[[], Skip]) -> nn.Module | None:
 def _residual(module: nn.Module, node: fx.Node) -> int | None:
     """Which argument of `node` is F where it adds F and skip: both read one value, F through more weight layers."""
     sides = node.args
-    if node.target not in ADDS or node.kwargs or len(sides) != 2 or not all(isinstance(s, fx.Node) for s in sides):
+    if (node.op, node.target) not in ADDS or node.kwargs or len(sides) != 2:
+        return None
+    if not all(isinstance(side, fx.Node) for side in sides):
         return None
     read = [sources(side) for side in sides]
     shared = read[0] & read[1]
