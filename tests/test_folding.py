@@ -99,6 +99,42 @@ def test_parallel_convolutions_are_one(kernels, stride, dilation, groups, identi
         assert [type(m) for m in whole.children()] == [nn.Conv2d]
 
 
+class Branches(nn.Module):
+    """As RepVGG and MobileOne have them: convolutions and a BatchNorm of one input, each normalized, summed from 0."""
+
+    def __init__(self, groups):
+        super().__init__()
+        convolutions = [nn.Conv2d(4, 4, size, padding=size // 2, groups=groups, bias=False) for size in (1, 3, 3)]
+        self.branches = nn.ModuleList(nn.Sequential(each, nn.BatchNorm2d(4)) for each in convolutions)
+        self.branches.append(nn.BatchNorm2d(4))
+        self.after = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.after(sum(branch(x) for branch in self.branches)).relu()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_branches_of_one_input_are_one_convolution(groups):
+    whole, certificate = fold_affine(unsettled(Branches(groups)), (4, 6, 5))
+    assert [type(m) for m in whole.modules() if not list(m.children())] == [nn.Conv2d]
+    assert certificate.additions == 0 and certificate.max_error < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layer", "folds"),
+    [
+        (nn.Conv2d(4, 6, 1, bias=False), True),
+        (nn.Conv2d(4, 6, 3, stride=2, dilation=2, groups=2), True),
+        (nn.Conv2d(4, 6, 3, padding="valid"), True),
+        (nn.Conv2d(4, 6, 3, padding=1), False),
+        (nn.Conv2d(4, 6, 3, padding="same"), False),
+    ],
+)
+def test_a_batchnorm_goes_into_the_convolution_after_it_if_that_does_not_pad(layer, folds):
+    whole, certificate = fold_affine(unsettled(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), layer)), (4, 7, 6))
+    assert len(list(whole.children())) == (2 if folds else 3) and certificate.max_error < 1e-12
+
+
 def test_convolutions_that_do_not_fit_stay_two():
     model = Parallel((3, 1)).double()
     model.small = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect").double()

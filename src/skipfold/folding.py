@@ -21,6 +21,9 @@ CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCHNORM = nn.modules.batchnorm._BatchNorm
+IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
+"""In eval mode, in which networks are folded."""
+
 STATISTICS = ("running_mean", "running_var", "weight", "bias")
 """What a BatchNorm in eval mode normalizes by."""
 
@@ -30,13 +33,14 @@ def fold_affine(
 ) -> tuple[nn.Module, Equality]:
     """A copy of `model` in eval mode in which neighbouring affine layers are one, and the certificate.
 
-    For a network whose skips stay, at any t: a BatchNorm goes into the convolution or linear layer before it, a
-    convolution without padding into the convolution before it (the kernel grows), a linear layer into the one before,
-    the weights of a Skip into what it adds, and parallel convolutions of one input, of which the identity is one, into
-    one kernel where they fit. What is not affine stays, and so does what no one convolution is: zeros put between two
-    of them are no zeros of the input. Without `grow` two layers stay where one would hold more weights: a depthwise
-    convolution and the 1x1 convolution after it are a dense one, which takes longer. Read by torch.fx, so the result is
-    a torch.fx.GraphModule; t is fixed in it.
+    For a network whose skips stay, at any t: a BatchNorm goes into the convolution or linear layer before it, or into
+    the convolution after it if that does not pad, a convolution without padding into the convolution before it (the
+    kernel grows), a linear layer into the one before, the weights of a Skip into what it adds, and parallel
+    convolutions of one input into one kernel where they fit; the input itself counts as one, and a BatchNorm of it.
+    What is not affine stays, and so does what no one convolution is: zeros put between two of them are no zeros of the
+    input. Without `grow` two layers stay where one would hold more weights: a depthwise convolution and the 1x1
+    convolution after it are a dense one, which takes longer. Read by torch.fx, so the result is a torch.fx.GraphModule;
+    t is fixed in it.
 
     Raises SkipError where torch.fx cannot read the network, or where the result is not the same function; ModuleError,
     InputShapeError and WeightsError where `model` cannot be run.
@@ -99,22 +103,28 @@ def _fold_batchnorms(model: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         _without_effect(model, node)
     for node in graph.nodes:
-        pair = _pair(model, node)
-        if pair is None or not isinstance(pair[1], BATCHNORM) or pair[1].running_mean is None:
-            continue
-        layer, norm = pair
-        if (rest := _after(norm)) is None:
-            continue
-        if type(layer) in CONVOLVING:
-            folded = fuse_conv_bn_eval(layer, norm)
-        elif type(layer) in TRANSPOSED and layer.groups == 1:
-            folded = fuse_conv_bn_eval(layer, norm, transpose=True)
-        elif type(layer) is nn.Linear:
-            folded = fuse_linear_bn_eval(layer, norm)
-        else:
-            continue
-        model.set_submodule(node.args[0].target, folded)
-        model.set_submodule(node.target, rest)
+        _normalized(model, node)
+
+
+def _normalized(model: nn.Module, node: fx.Node) -> bool:
+    """A BatchNorm into the layer before it."""
+    pair = _pair(model, node)
+    if pair is None or not isinstance(pair[1], BATCHNORM) or pair[1].running_mean is None:
+        return False
+    layer, norm = pair
+    if (rest := _after(norm)) is None:
+        return False
+    if type(layer) in CONVOLVING:
+        folded = fuse_conv_bn_eval(layer, norm)
+    elif type(layer) in TRANSPOSED and layer.groups == 1:
+        folded = fuse_conv_bn_eval(layer, norm, transpose=True)
+    elif type(layer) is nn.Linear:
+        folded = fuse_linear_bn_eval(layer, norm)
+    else:
+        return False
+    model.set_submodule(node.args[0].target, folded)
+    model.set_submodule(node.target, rest)
+    return True
 
 
 def _after(norm: nn.Module) -> nn.Module | None:
@@ -165,15 +175,21 @@ def _uses(graph: fx.Graph, node: fx.Node) -> int:
 
 def _folded(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
     """Whether `node` was folded into its neighbours."""
-    return _without_effect(whole, node) or _chained(whole, node, grow) or _weighted(whole, node) or _joined(whole, node)
+    steps = (_without_effect, _normalized, _normalized_before, _weighted, _joined)
+    return any(step(whole, node) for step in steps) or _chained(whole, node, grow)
 
 
 def _without_effect(model: nn.Module, node: fx.Node) -> bool:
-    if node.op != "call_module" or len(node.args) != 1:
+    """Whether `node` gave what it was given, and is gone: an identity, a dropout, what adds 0 as Python's sum does."""
+    if (node.op, node.target) in ADDS and not node.kwargs and 0 in node.args:
+        given = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    elif node.op == "call_module" and isinstance(model.get_submodule(node.target), IDENTITIES):
+        given = node.args
+    else:
         return False
-    if not isinstance(model.get_submodule(node.target), nn.Identity | nn.modules.dropout._DropoutNd):
+    if len(given) != 1:
         return False
-    node.replace_all_uses_with(node.args[0])
+    node.replace_all_uses_with(given[0])
     node.graph.erase_node(node)
     return True
 
@@ -197,6 +213,42 @@ def _chained(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
     node.replace_all_uses_with(node.args[0])
     whole.graph.erase_node(node)
     return True
+
+
+def _normalized_before(whole: fx.GraphModule, node: fx.Node) -> bool:
+    """A BatchNorm into the convolution after it, which must not pad: its zeros would be no zeros of the input."""
+    pair = _pair(whole, node)
+    if pair is None or not _is_batchnorm(pair[0]) or type(pair[1]) not in CONVOLUTIONS:
+        return False
+    norm, layer = pair
+    if layer.padding != "valid" and any(size != 0 for size in layer.padding):
+        return False
+    apart = (layer.groups, 1, -1, *[1] * len(layer.kernel_size))
+    scale, shift = (values.view(apart) for values in _scale_and_shift(norm))
+    grouped = layer.weight.detach().double().unflatten(0, (layer.groups, -1))
+    bias = (grouped * shift).flatten(2).sum(2).flatten()
+    if layer.bias is not None:
+        bias += layer.bias.detach().double()
+    layer = copy.deepcopy(layer)
+    layer.bias = nn.Parameter(bias.to(layer.weight))
+    layer.weight = nn.Parameter((grouped * scale).flatten(0, 1).to(layer.weight))
+    whole.set_submodule(node.target, layer)
+    whole.set_submodule(node.args[0].target, nn.Identity())
+    return True
+
+
+def _is_batchnorm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm with statistics, which does nothing else."""
+    return isinstance(module, BATCHNORM) and module.running_mean is not None and type(_after(module)) is nn.Identity
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a BatchNorm in eval mode multiplies each channel by, and then adds; float64."""
+    mean, variance, gain, bias = (
+        None if (held := getattr(norm, name)) is None else held.detach().double() for name in STATISTICS
+    )
+    scale = (variance + norm.eps).rsqrt() * (1 if gain is None else gain)
+    return scale, (0 if bias is None else bias) - mean * scale
 
 
 def _no_larger(before: nn.Module, after: nn.Module) -> bool:
@@ -260,7 +312,7 @@ def _scaled(whole: fx.GraphModule, node: fx.Node, weight: float) -> bool:
 
 
 def _joined(whole: fx.GraphModule, node: fx.Node) -> bool:
-    """The sum of two convolutions of one input, one of which may be the input itself, as one convolution."""
+    """The sum of two convolutions of one input, one of which may be the input itself or a BatchNorm of it, as one."""
     sides = [side for side in node.args if isinstance(side, fx.Node)]
     if (node.op, node.target) not in ADDS or len(sides) != 2:
         return False
@@ -269,8 +321,8 @@ def _joined(whole: fx.GraphModule, node: fx.Node) -> bool:
     if alpha != 1 and layers[1] is not None:
         return False
     for i, (layer, other) in enumerate(zip(layers, reversed(layers), strict=True)):
-        if layer is None and other is not None and sides[1 - i].args[0] is sides[i]:
-            layers[i] = _identity(other, alpha if i else 1.0)
+        if layer is None and other is not None:
+            layers[i] = _one_tap(whole, sides[i], sides[1 - i].args[0], other, alpha if i else 1.0)
             break
     else:
         if None in layers or sides[0].args[0] is not sides[1].args[0]:
@@ -295,14 +347,25 @@ def _convolution(whole: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return layer if type(layer) in CONVOLUTIONS else None
 
 
-def _identity(like: nn.Module, weight: float) -> nn.Module | None:
-    """`weight` times the identity as a convolution of one tap; None where `like` changes size or channels."""
-    axes = len(like.kernel_size)
+def _one_tap(whole: fx.GraphModule, node: fx.Node, x: fx.Node, like: nn.Module, weight: float) -> nn.Module | None:
+    """`weight` times `node` as a convolution of `x` with one tap, where it is `x` or a BatchNorm of it; else None.
+
+    None too where `like`, the convolution that it shall be added to, changes size or channels.
+    """
     if like.in_channels != like.out_channels or set(like.stride) != {1}:
         return None
-    one = type(like)(like.in_channels, like.in_channels, 1, groups=like.groups, bias=False).to(like.weight)
-    eye = weight * torch.eye(like.in_channels // like.groups).repeat(like.groups, 1)
-    one.weight = nn.Parameter(eye.reshape(*eye.shape, *[1] * axes).to(like.weight))
+    scale, shift = torch.ones(like.in_channels, dtype=torch.float64, device=like.weight.device), None
+    if node is not x:
+        norm = whole.get_submodule(node.target) if node.op == "call_module" else None
+        if norm is None or not _is_batchnorm(norm) or node.args != (x,) or len(node.users) > 1:
+            return None
+        scale, shift = _scale_and_shift(norm)
+    axes, groups = len(like.kernel_size), like.groups
+    one = type(like)(len(scale), len(scale), 1, groups=groups, bias=shift is not None).to(like.weight)
+    eye = torch.eye(len(scale) // groups, dtype=scale.dtype, device=scale.device).repeat(groups, 1)
+    one.weight = nn.Parameter((weight * scale[:, None] * eye).reshape(*eye.shape, *[1] * axes).to(like.weight))
+    if shift is not None:
+        one.bias = nn.Parameter((weight * shift).to(like.weight))
     return one
 
 
