@@ -210,13 +210,28 @@ def test_a_layer_that_is_used_twice_keeps_its_batchnorm():
     assert isinstance(fold_batchnorm(model).bn, nn.BatchNorm2d)
 
 
-def test_a_network_that_torch_fx_cannot_read_is_refused():
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
 
-    with pytest.raises(SkipError, match=r"torch\.fx cannot read this Sequential .* give the network itself"):
-        fold_affine(nn.Sequential(nn.Linear(2, 2), Branching()), (2,))
+    def forward(self, x):
+        x = self.layers(x)
+        return x if x.sum() > 0 else -x
+
+
+def test_a_part_that_torch_fx_cannot_read_stays_whole():
+    wrapped = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(Branching()))
+    model = unsettled(nn.Sequential(wrapped, nn.Linear(3, 3), nn.Linear(3, 2)))
+    whole, certificate = fold_affine(model, (2,), export=False)
+    assert [node.target for node in whole.graph.nodes if node.op == "call_module"] == ["0.0", "0.2.0", "1"]
+    assert certificate.max_error < 1e-12
+    assert [type(layer) for layer in fold_batchnorm(model)[0]] == [nn.Linear, nn.Sequential]
+
+
+def test_a_network_that_torch_fx_cannot_read_is_refused():
+    with pytest.raises(SkipError, match=r"torch\.fx cannot read this Branching .* give the network itself"):
+        fold_affine(Branching(), (3,))
 
 
 def test_folding_leaves_its_argument_alone():

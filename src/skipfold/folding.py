@@ -3,7 +3,8 @@
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -40,10 +41,10 @@ def fold_affine(
     What is not affine stays, and so does what no one convolution is: zeros put between two of them are no zeros of the
     input. Without `grow` two layers stay where one would hold more weights: a depthwise convolution and the 1x1
     convolution after it are a dense one, which takes longer. Read by torch.fx, so the result is a torch.fx.GraphModule;
-    t is fixed in it.
+    t is fixed in it. A part that torch.fx cannot read stays as it is.
 
-    Raises SkipError where torch.fx cannot read the network, or where the result is not the same function; ModuleError,
-    InputShapeError and WeightsError where `model` cannot be run.
+    Raises SkipError where torch.fx cannot read the network's own forward, or where the result is not the same function;
+    ModuleError, InputShapeError and WeightsError where `model` cannot be run.
     """
 
     def convert(source: nn.Module) -> nn.Module:
@@ -56,7 +57,8 @@ def fold_affine(
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode with every BatchNorm that follows a convolution or linear layer folded into it.
 
-    Not certified. Raises SkipError where torch.fx cannot read the network.
+    Not certified. Raises SkipError where torch.fx cannot read the network's own forward; a part that it cannot read
+    keeps its BatchNorms.
     """
     model = copy.deepcopy(model).eval()
     _fold_batchnorms(model, _read(model))
@@ -82,10 +84,20 @@ def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
 
 
 class _Layers(fx.Tracer):
-    """Reads a whole network, down to torch's own layers."""
+    """Reads a whole network, down to torch's own layers; a part that it cannot read stays whole."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, Skip | CroppedConv2d | BATCHNORM) or super().is_leaf_module(module, path)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        read, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:  # whatever a forward does with the proxies of torch.fx
+            for node in reversed(list(self.graph.nodes)[read:]):
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 
 def _read(model: nn.Module) -> fx.Graph:
