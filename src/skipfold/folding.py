@@ -75,7 +75,8 @@ def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
     graph = _read(model)
     _fold_batchnorms(model, graph)
     whole = fx.GraphModule(model, graph, type(model).__name__)
-    while any(_folded(whole, node, grow) for node in list(whole.graph.nodes)):
+    # Every node, and then again: by then what a step left unused, which keeps others from folding, is gone.
+    while sum(_folded(whole, node, grow) for node in list(whole.graph.nodes)):
         whole.graph.eliminate_dead_code()
         whole.delete_all_unused_submodules()
     whole.graph.lint()
