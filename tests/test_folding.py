@@ -234,6 +234,17 @@ def test_a_network_that_torch_fx_cannot_read_is_refused():
         fold_affine(Branching(), (3,))
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_is_folded_learns_where_it_did(learns):
+    layers = [nn.Linear(12, 6), nn.Linear(6, 3)]
+    norm = nn.BatchNorm2d(2)
+    convolutions = [nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(norm, *convolutions, Parallel((3, 1)), Branches(2), nn.Conv2d(4, 3, 2), nn.Flatten(), *layers)
+    model = unsettled(model).requires_grad_(learns)
+    for folded in (fold_affine(model, (2, 5, 5))[0], fold_batchnorm(model)):
+        assert {parameter.requires_grad for parameter in folded.parameters()} == {learns}
+
+
 def test_folding_leaves_its_argument_alone():
     model = insert_skips(unsettled(resnet("resnet18", block="add")), t=0.3).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -135,6 +135,7 @@ def _normalized(model: nn.Module, node: fx.Node) -> bool:
         folded = fuse_linear_bn_eval(layer, norm)
     else:
         return False
+    folded.bias.requires_grad_(layer.weight.requires_grad)  # or it would be frozen where it is new
     model.set_submodule(node.args[0].target, folded)
     model.set_submodule(node.target, rest)
     return True
@@ -220,6 +221,7 @@ def _chained(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
             one, _ = collapse_convolution(nn.Sequential(before, after))
         except CollapseError:
             return False
+        one.requires_grad_(after.weight.requires_grad)
     else:
         return False
     whole.set_submodule(node.args[0].target, one)
@@ -242,10 +244,8 @@ def _normalized_before(whole: fx.GraphModule, node: fx.Node) -> bool:
     bias = (grouped * shift).flatten(2).sum(2).flatten()
     if layer.bias is not None:
         bias += layer.bias.detach().double()
-    layer = copy.deepcopy(layer)
-    layer.bias = nn.Parameter(bias.to(layer.weight))
-    layer.weight = nn.Parameter((grouped * scale).flatten(0, 1).to(layer.weight))
-    whole.set_submodule(node.target, layer)
+    weight = (grouped * scale).flatten(0, 1)
+    whole.set_submodule(node.target, _filled(copy.deepcopy(layer), weight, bias, layer.weight))
     whole.set_submodule(node.args[0].target, nn.Identity())
     return True
 
@@ -277,16 +277,21 @@ def _no_larger(before: nn.Module, after: nn.Module) -> bool:
 
 
 def _linear_chain(before: nn.Linear, after: nn.Linear) -> nn.Linear:
-    one = nn.Linear(before.in_features, after.out_features, device="meta")
     first, second = before.weight.detach().double(), after.weight.detach().double()
     bias = torch.zeros(len(second), dtype=torch.float64, device=second.device)
     if before.bias is not None:
         bias = bias + second @ before.bias.detach().double()
     if after.bias is not None:
         bias = bias + after.bias.detach().double()
-    dtype = before.weight.dtype
-    one.weight, one.bias = nn.Parameter((second @ first).to(dtype)), nn.Parameter(bias.to(dtype))
-    return one
+    one = nn.Linear(before.in_features, after.out_features, device="meta")
+    return _filled(one, second @ first, bias, after.weight)
+
+
+def _filled(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Parameter) -> nn.Module:
+    """`layer` with these values, in the dtype of `like`, and learning if that does."""
+    for name, values in (("weight", weight), ("bias", bias)):
+        setattr(layer, name, None if values is None else nn.Parameter(values.to(like), like.requires_grad))
+    return layer
 
 
 def _weighted(whole: fx.GraphModule, node: fx.Node) -> bool:
@@ -318,9 +323,8 @@ def _scaled(whole: fx.GraphModule, node: fx.Node, weight: float) -> bool:
     layer = whole.get_submodule(node.target)
     if type(layer) not in CONVOLVING | TRANSPOSED | {nn.Linear}:
         return False
-    layer.weight = nn.Parameter(layer.weight.detach() * weight)
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach() * weight)
+    bias = None if layer.bias is None else layer.bias.detach() * weight
+    _filled(layer, layer.weight.detach() * weight, bias, layer.weight)
     return True
 
 
@@ -373,13 +377,10 @@ def _one_tap(whole: fx.GraphModule, node: fx.Node, x: fx.Node, like: nn.Module, 
         if norm is None or not _is_batchnorm(norm) or node.args != (x,) or len(node.users) > 1:
             return None
         scale, shift = _scale_and_shift(norm)
-    axes, groups = len(like.kernel_size), like.groups
-    one = type(like)(len(scale), len(scale), 1, groups=groups, bias=shift is not None).to(like.weight)
-    eye = torch.eye(len(scale) // groups, dtype=scale.dtype, device=scale.device).repeat(groups, 1)
-    one.weight = nn.Parameter((weight * scale[:, None] * eye).reshape(*eye.shape, *[1] * axes).to(like.weight))
-    if shift is not None:
-        one.bias = nn.Parameter((weight * shift).to(like.weight))
-    return one
+    one = type(like)(len(scale), len(scale), 1, groups=like.groups, device="meta")
+    eye = torch.eye(len(scale) // like.groups, dtype=scale.dtype, device=scale.device).repeat(like.groups, 1)
+    kernel = (weight * scale[:, None] * eye).reshape(one.weight.shape)
+    return _filled(one, kernel, None if shift is None else weight * shift, like.weight)
 
 
 def _fits(small: nn.Module, large: nn.Module) -> bool:
@@ -402,12 +403,9 @@ def _fits(small: nn.Module, large: nn.Module) -> bool:
 
 
 def _sum(large: nn.Module, small: nn.Module) -> nn.Module:
-    one = copy.deepcopy(large)
     weight = large.weight.detach().clone()
     shifts = [(large.padding[i] - small.padding[i]) // large.dilation[i] for i in range(len(large.kernel_size))]
     place = tuple(slice(shift, shift + size) for shift, size in zip(shifts, small.kernel_size, strict=True))
     weight[(slice(None), slice(None), *place)] += small.weight.detach()
-    one.weight = nn.Parameter(weight)
     biases = [layer.bias.detach() for layer in (large, small) if layer.bias is not None]
-    one.bias = nn.Parameter(sum(biases)) if biases else None
-    return one
+    return _filled(copy.deepcopy(large), weight, sum(biases) if biases else None, large.weight)
