@@ -202,9 +202,14 @@ class AddsByAPart(nn.Module):
         return self.add(x, self.two(self.one(x).relu()))
 
 
+class AddsByKeyword(AddsByAPart):
+    def forward(self, x):
+        return self.add(a=self.two(self.one(x).relu()), b=x)
+
+
 def test_a_part_may_do_the_adding():
     add = Add()
-    model = nn.Sequential(AddsByAPart(add), AddsByAPart(add)).double()
+    model = nn.Sequential(AddsByAPart(add), AddsByKeyword(add)).double()
     homotopy, certificate = to_homotopy(model, (6,), t=0.25)
     assert skip_strengths(homotopy) == {"0.skip": 0.25, "1.skip": 0.25} and certificate.additions == 2
     x = torch.randn(5, 6, dtype=torch.float64)

@@ -91,7 +91,7 @@ class _Shallow(fx.Tracer):
         return True
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        if combines(module) and sum(isinstance(arg, fx.Proxy) for arg in args) > 1:
+        if combines(module) and sum(isinstance(arg, fx.Proxy) for arg in (*args, *kwargs.values())) > 1:
             return forward(*args, **kwargs)
         return super().call_module(module, forward, args, kwargs)
 
