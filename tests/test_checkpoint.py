@@ -3,10 +3,12 @@
 import os
 
 import pytest
+import pytorch_lightning as pl
 import safetensors.torch
 import timm
 import torch
 import torchvision
+from torch.optim.swa_utils import AveragedModel
 
 from skipfold.checkpoint import load_model, read_state
 from skipfold.deploy import save_state
@@ -18,11 +20,39 @@ from skipfold.networks import build
 def test_a_torchvision_state_is_unwrapped_and_tells_classes_and_channels(tmp_path):
     model = torchvision.models.resnet18(num_classes=3)
     model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    state = {f"module.{key}": value for key, value in model.state_dict().items()}
-    torch.save({"epoch": 7, "state_dict": state}, tmp_path / "weights.pth")
+    torch.save({"epoch": 7, "state_dict": model.state_dict()}, tmp_path / "weights.pth")
     loaded = load_model("torchvision:resnet18", tmp_path / "weights.pth")
     assert not loaded.training and loaded.fc.out_features == 3 and not skip_strengths(loaded)
     assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+
+
+class Trained(pl.LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,
+        torch.nn.DataParallel,
+        lambda model: torch.nn.DataParallel(torch.compile(model)),
+        lambda model: torch.compile(torch.nn.DataParallel(model)),
+        AveragedModel,
+        Trained,
+        lambda model: model.set_submodule("layer1", torch.compile(model.layer1)) or model,
+    ],
+    ids=["compiled", "parallel", "parallel of compiled", "compiled of parallel", "averaged", "lightning", "in part"],
+)
+def test_names_that_a_wrapper_gave_are_read(wrap, tmp_path):
+    model = insert_skips(torchvision.models.resnet18(num_classes=3), 0.25).eval()
+    x = torch.rand(2, 3, 32, 32)
+    expected = model(x)
+    torch.save(wrap(model).state_dict(), tmp_path / "weights.pth")
+    loaded = load_model("torchvision:resnet18", tmp_path / "weights.pth")
+    assert set(skip_strengths(loaded).values()) == {0.25}
+    torch.testing.assert_close(loaded(x), expected)
 
 
 def test_skips_are_those_that_the_file_names(tmp_path):

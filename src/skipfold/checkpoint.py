@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ from skipfold.subject import first_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state_dict among other things."""
+
+COMPILED = re.compile(r"(^|\.)_orig_mod\.")
+"""What torch.compile puts before the names in a module that it wraps, also in one that is part of another."""
+
+AVERAGED = "n_averaged"
+"""What torch's AveragedModel keeps beside the network's weights."""
 
 STRENGTH = re.compile(r"(?:^|\.)skip(?:_\d+)?\.t$")
 """End of the key of a skip strength, after the path of the module that holds the Skip."""
@@ -38,16 +44,19 @@ def load_model(
     """The network `name` in eval mode with the weights at `path`, or freshly initialised where that is None.
 
     `name` is one of skipfold's own (skipfold.networks.NETWORKS, with `options`), a name of torchvision, or timm:NAME;
-    of the latter two, the numbers of input channels and classes are taken from the file. A file that holds t, or `t`
-    given, makes the network one with skip strengths (see `skipfold.homotopy`): the skips that the file names, or all;
-    `t` overrides what the file says. With an `example`, a batch or the shape of one sample, only modules that add
-    something on it have to be read for that.
+    of the latter two, the numbers of input channels and classes are taken from the file. What torch.compile,
+    DataParallel, AveragedModel or a LightningModule put before the names of its parameters is taken off. A file that
+    holds t, or `t` given, makes the network one with skip strengths (see `skipfold.homotopy`): the skips that the file
+    names, or all; `t` overrides what the file says. With an `example`, a batch or the shape of one sample, only modules
+    that add something on it have to be read for that.
 
     Raises CheckpointError where the name is unknown, the file cannot be read without running code, or does not fit;
     ConfigError on bad options and a t outside [0, 1]; SkipError where skips are to be found and are not.
     """
     state = None if path is None else read_state(path)
     model = _network(name, state or {}, options or {})
+    if state is not None:
+        state = _unprefixed(state, model.state_dict())
     stated = [key for key in state or {} if STRENGTH.search(key)]
     if not skips(model) and stated:
         model = insert_skips(model, among={STRENGTH.sub("", key) for key in stated})
@@ -65,8 +74,8 @@ def load_model(
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """The state_dict in a .safetensors file, or in one that torch.save wrote, by weights only, on the CPU.
 
-    A state_dict wrapped by a training script is unwrapped, and the "module." of DataParallel taken off. Raises
-    CheckpointError where the file is missing, damaged, holds code, or anything but finite tensors.
+    A state_dict wrapped by a training script is unwrapped. Raises CheckpointError where the file is missing, damaged,
+    holds code, or anything but finite tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,9 +97,19 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: holds no state_dict; save model.state_dict()")
-    state = {re.sub(r"^module\.", "", str(key)): value for key, value in state.items()}
+    state = {str(key): value for key, value in state.items()}
     if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; the training diverged")
+    return state
+
+
+def _unprefixed(state: Mapping[str, torch.Tensor], held: Container[str]) -> dict[str, torch.Tensor]:
+    """`state` by the names of its network, some of which are in `held`, without those of what that was wrapped in."""
+    state = {COMPILED.sub(r"\1", key): value for key, value in state.items() if key != AVERAGED}
+    first = min(state, default="")
+    for end in (0, *(dot.end() for dot in re.finditer(r"\.", first))):
+        if all(key.startswith(first[:end]) for key in state) and any(key[end:] in held for key in state):
+            return {key[end:]: value for key, value in state.items()}
     return state
 
 

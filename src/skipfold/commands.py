@@ -15,7 +15,8 @@ UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MODELS = """\
 MODEL is one of skipfold's networks (cnn3, resnet18, resnet34_linear_avgpool, ...), a name of torchvision.models (as
 torchvision:resnet18 where skipfold has that name too), or timm:NAME. A checkpoint is a .safetensors file or a
-state_dict written by torch.save; no code in it is run.
+state_dict written by torch.save, of the network or of what wrapped it for training (torch.compile, DataParallel,
+Lightning); no code in it is run.
 
 exit status: 0 done, 1 an error, said in one line, 2 a command that cannot be read, 130 Ctrl-C
 """
