@@ -18,7 +18,8 @@ DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.cuda)]
 def test_every_variant_is_timed_and_equals_its_float64_network(device):
     """The table has the published comparison's rows, in order of quartiles, at both batch sizes."""
     settings = {"batch_sizes": [1, 4], "runtimes": ["eager", "cuda_graph"], "repeats": 3, "cell_seconds": 1}
-    table = timing.measure({"tier": "smoke", "timing": settings}, device)
+    table, runtimes = timing.measure({"tier": "smoke", "timing": settings}, device)
+    assert pd.isna(runtimes.set_index("runtime").loc["eager", "remark"])
     eager = table[table["runtime"] == "eager"]
     assert {"skips", "skips_literal", "add", "skips_removed", "folded", "cropped", "collapsed"} <= set(eager["variant"])
     assert (eager.groupby("batch")["network"].count() == 16 * eager["measure"].nunique()).all()
@@ -113,6 +114,56 @@ def test_what_was_not_timed_is_said():
     assert found.loc["onnxruntime", "remark"] == "not named in timing.runtimes"
     assert found.loc["compile", "remark"] == "variants skips, add only; batch_sizes 1 only"
     assert set(found["precision"]) == {"float32", "bf16"}
+
+
+class Large(nn.Module):
+    """Asks for more memory than there is from batches of 64 on."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+
+    def forward(self, x):
+        if len(x) >= 64:
+            torch.empty(2**50, device=x.device)
+        return self.linear(x.flatten(1))
+
+
+class Unlike(Large):
+    """Another function where the images are read channels last."""
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) * (2 if self.linear.weight.dtype == torch.bfloat16 else 1)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_what_does_not_fit_or_fails_is_left_out_and_said(device, monkeypatch):
+    networks = {"large": Large(), "unlike": Unlike()}
+    found = [
+        timing.Contender("any", name, network.to(device).eval(), copy.deepcopy(network).double().to(device))
+        for name, network in networks.items()
+    ]
+    monkeypatch.setattr(timing, "contenders", lambda device: found)
+    names = ["eager", "channels_last_bf16", "cuda_graph"]
+    settings = {"batch_sizes": [2, 64], "runtimes": names, "repeats": 3, "cell_seconds": 1}
+    table, runtimes = timing.measure({"tier": "smoke", "timing": settings}, device)
+    timed = set(table[["variant", "runtime", "batch"]].itertuples(index=False, name=None))
+    graph = {("large", "cuda_graph", 2), *(("unlike", "cuda_graph", batch) for batch in (2, 64))}
+    eager = {("large", "eager", 2), *(("unlike", "eager", batch) for batch in (2, 64))}
+    assert timed == eager | {("large", "channels_last_bf16", 2)} | (graph if device.type == "cuda" else set())
+    remarks = runtimes.set_index("runtime")["remark"]
+    assert remarks["eager"] == "batch 64: any large: out of memory"
+    for part in ("batch 64: any large: out of memory", "batch 2: any unlike: timing: any unlike in channels_last_bf16"):
+        assert part in remarks["channels_last_bf16"]
+
+
+def test_eager_failures_are_raised(monkeypatch):
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(783, 10)).eval()
+    contender = timing.Contender("any", "any", broken, copy.deepcopy(broken).double())
+    monkeypatch.setattr(timing, "contenders", lambda device: [contender])
+    settings = {"batch_sizes": [2], "runtimes": ["eager"], "repeats": 3, "cell_seconds": 1}
+    with pytest.raises(RuntimeError, match="783x10"):
+        timing.measure({"tier": "smoke", "timing": settings}, CPU)
 
 
 def test_a_machine_without_a_compiler_is_told_so(monkeypatch):

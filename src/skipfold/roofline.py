@@ -30,7 +30,7 @@ PIXELS = "collapsed_pixels"
 FUSED = "collapsed_pixels_fused"
 """The collapsed network that takes uint8 pixels as they are stored; on CUDA also in one kernel (see `pixels`)."""
 
-PIXEL_BATCHES = {"cpu": (1, 64, 2**16), "cuda": (1, 64, 2**20)}
+PIXEL_BATCHES = {"cpu": (1, 64, 2**16), "cuda": (1, 64, 2**19)}
 """The last one does not fit into a cache."""
 
 MATRIX = {"cpu": 1024, "cuda": 8192}

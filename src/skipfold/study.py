@@ -208,8 +208,7 @@ def _timing(study: Study) -> None:
     from skipfold import roofline, timing
 
     device, _ = prepare(study.config)
-    study.tables["timing"] = timing.measure(study.config, device)
-    study.tables["runtimes"] = timing.runtimes(study.config, device)
+    study.tables["timing"], study.tables["runtimes"] = timing.measure(study.config, device)
     study.tables["savings"] = statistics.savings(study.table)
     study.figure = figures.timing(study.table, _published_saving())
     study.tables["roofline"] = roofline.measure(study.table, device)

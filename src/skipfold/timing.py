@@ -1,11 +1,14 @@
 """Prediction time per image of a network with its skips, without them, and collapsed, in one interleaved run."""
 
+import contextlib
 import copy
 import functools
+import re
 import statistics
 import tempfile
 import timeit
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,12 @@ precision."""
 
 PROBES = 8
 """Images of each batch whose outputs are compared."""
+
+FULL = re.compile("out of memory|allocate memory", re.IGNORECASE)
+"""What torch, CUDA and onnxruntime say where the memory is not enough."""
+
+GRAPHS: weakref.WeakSet["torch.cuda.CUDAGraph"] = weakref.WeakSet()
+"""Captured predictions, which run one at a time and so share the memory of what lies between input and output."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,9 @@ def _session(module: nn.Module, device: torch.device):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     provider = f"{device.type.upper()}ExecutionProvider"
-    choice = {"device_id": device.index or 0} if device.type == "cuda" else {}
+    # Its default takes the next power of two for each session.
+    on_cuda = {"device_id": device.index or 0, "arena_extend_strategy": "kSameAsRequested"}
+    choice = on_cuda if device.type == "cuda" else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(copy.deepcopy(module).cpu(), INPUT_SHAPE, path, tolerance=TOLERANCE["float32"])
@@ -273,8 +284,8 @@ def predict(built: Built, x: torch.Tensor) -> Prediction:
     call = built.bind(x)
     found = call()[:PROBES].detach().double()
     seconds = built.seconds + clock() - start
-    expected = contender.reference(x[:PROBES].double())
-    error = float((found - expected.detach()).abs().max() / expected.abs().max())
+    expected = contender.reference(x[:PROBES].double()).detach()
+    error = float((found - expected).abs().max() / expected.abs().max())
     if not error <= (allowed := TOLERANCE[runtime.precision(built.device)]):
         raise DeviceError(
             f"timing: {contender.network} {contender.variant} in {built.runtime} differs from its float64 network by "
@@ -283,50 +294,104 @@ def predict(built: Built, x: torch.Tensor) -> Prediction:
     return Prediction(built, call, seconds, error)
 
 
-def measure(config: Mapping[str, Any], device: torch.device) -> pd.DataFrame:
+def measure(config: Mapping[str, Any], device: torch.device) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Time every contender on `device` in every runtime of the configuration that the device has.
 
-    One row a network, variant, runtime, batch and measure. Columns: network, variant, runtime, precision (float32,
-    tf32 or bf16), batch, measure (host: wall clock, launches included; device: between CUDA events), median_us, q1_us,
-    q3_us (microseconds an image), repeats, samples_us (text: all of them, a round each, as `statistics.saving` takes
-    them), max_difference and prepare_seconds (see `Prediction`), then the stamp. Contenders take turns, once a round,
-    so a drift of the clocks meets all of them alike; each is warm, and its batch in the caches where it fits.
+    Gives the times, and why what was not timed was not: see `runtimes`. What does not fit the memory is left out, and
+    what a runtime other than eager fails to run; eager's other failures are raised.
+
+    The times have one row a network, variant, runtime, batch and measure. Columns: network, variant, runtime, precision
+    (float32, tf32 or bf16), batch, measure (host: wall clock, launches included; device: between CUDA events),
+    median_us, q1_us, q3_us (microseconds an image), repeats, samples_us (text: all of them, a round each, as
+    `statistics.saving` takes them), max_difference and prepare_seconds (see `Prediction`), then the stamp. Contenders
+    take turns, once a round, so a drift of the clocks meets all of them alike; each is warm, and its batch in the
+    caches where it fits.
     """
     settings = config["timing"]
     batches = settings["batch_sizes"]
     images = torch.rand(max(batches), *INPUT_SHAPE, generator=torch.Generator().manual_seed(1))
     names = [name for name in settings["runtimes"] if RUNTIMES[name].missing(device) is None]
-    rows = []
-    forms = [
-        build_in(contender, name, device)
-        for contender in contenders(device)
-        for name in names
-        if any(_wanted(settings, contender, name, batch) for batch in batches)
-    ]
+    rows, forms, failures = [], [], []
+    for contender in contenders(device):
+        for name in names:
+            if any(_wanted(settings, contender, name, batch) for batch in batches):
+                with _reported(failures, contender, name):
+                    forms.append(build_in(contender, name, device))
     with torch.inference_mode(), arithmetic("tf32"):
         for batch in batches:
             x = images[:batch].to(device)
-            predictions = [
-                predict(built, x) for built in forms if _wanted(settings, built.contender, built.runtime, batch)
-            ]
+            predictions = []
+            for built in forms:
+                if _wanted(settings, built.contender, built.runtime, batch):
+                    with _reported(failures, built.contender, built.runtime, batch):
+                        predictions.append(predict(built, x))
             calls = [prediction.call for prediction in predictions]
             for way, samples in _interleaved(calls, settings, device).items():
                 rows += [_row(each, batch, way, seconds) for each, seconds in zip(predictions, samples, strict=True)]
-    return pd.DataFrame(rows).assign(**_stamp(config, device))
+    return pd.DataFrame(rows).assign(**_stamp(config, device)), runtimes(config, device, failures)
 
 
-def runtimes(config: Mapping[str, Any], device: torch.device) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Failure:
+    """A contender that a runtime did not run, for batches of one size or, None, of any, and why."""
+
+    contender: Contender
+    runtime: str
+    batch: int | None
+    reason: str
+
+
+@contextlib.contextmanager
+def _reported(failures: list[Failure], contender: Contender, runtime: str, batch: int | None = None) -> Iterator[None]:
+    """Adds what fails to `failures`: one runtime that does not work must not cost the times of the others."""
+    try:
+        yield
+    except Exception as error:  # of many kinds, from the runtimes
+        if full := _out_of_memory(error):
+            torch.cuda.empty_cache()
+        elif runtime == "eager":
+            raise
+        reason = "out of memory" if full else first_line(error)
+        failures.append(Failure(contender, runtime, batch, reason))
+        print(f"timing: {contender.network} {contender.variant} in {runtime}, {_of(batch)}: {reason}", flush=True)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error`, or one that it hides, says that the memory is full; each library says so in its own words."""
+    return error is not None and (bool(FULL.search(str(error))) or _out_of_memory(error.__context__))
+
+
+def _of(batch: int | None) -> str:
+    return "any batch" if batch is None else f"batch {batch}"
+
+
+def runtimes(config: Mapping[str, Any], device: torch.device, failures: Sequence[Failure] = ()) -> pd.DataFrame:
     """Every runtime, and why it was not timed or not for all networks. Columns: runtime, precision, remark, STAMP."""
     settings = config["timing"]
     rows = []
     for name, runtime in RUNTIMES.items():
-        remark = runtime.missing(device)
-        if remark is None and name not in settings["runtimes"]:
-            remark = "not named in timing.runtimes"
-        elif remark is None and _is_compiled(name) and "compiled" in settings:
-            remark = "; ".join(f"{key} {', '.join(map(str, only))} only" for key, only in settings["compiled"].items())
-        rows.append({"runtime": name, "precision": runtime.precision(device), "remark": remark})
+        remarks = []
+        if missing := runtime.missing(device):
+            remarks.append(missing)
+        elif name not in settings["runtimes"]:
+            remarks.append("not named in timing.runtimes")
+        elif _is_compiled(name) and "compiled" in settings:
+            remarks += [f"{key} {', '.join(map(str, only))} only" for key, only in settings["compiled"].items()]
+        remarks += _failed([failure for failure in failures if failure.runtime == name])
+        rows.append({"runtime": name, "precision": runtime.precision(device), "remark": "; ".join(remarks) or None})
     return pd.DataFrame(rows).assign(**_stamp(config, device))
+
+
+def _failed(failures: Sequence[Failure]) -> list[str]:
+    """One remark a batch and reason, with the first of the networks."""
+    alike: dict[tuple[int | None, str], list[str]] = {}
+    for failure in failures:
+        network = f"{failure.contender.network} {failure.contender.variant}"
+        alike.setdefault((failure.batch, failure.reason), []).append(network)
+    return [
+        f"{_of(batch)}: {first}{f' and {len(others)} more' if others else ''}: {reason}"
+        for (batch, reason), (first, *others) in alike.items()
+    ]
 
 
 def _wanted(settings: Mapping[str, Any], contender: Contender, runtime: str, batch: int) -> bool:
@@ -368,15 +433,16 @@ def _row(prediction: Prediction, batch: int, way: str, seconds: list[float]) -> 
 
 
 def _captured(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The whole prediction as one CUDA graph; its output is the same tensor each time."""
+    """The whole prediction as one CUDA graph; its output is the same tensor each time, until another graph runs."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
             module(x)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    graph, pool = torch.cuda.CUDAGraph(), next((other.pool() for other in GRAPHS), None)
+    with torch.cuda.graph(graph, stream=stream, pool=pool):
         output = module(x)
+    GRAPHS.add(graph)
 
     def replay() -> torch.Tensor:
         graph.replay()
