@@ -4,12 +4,15 @@ PyTorch's fake tensors have a device and no values, and are dispatched as on tha
 cudnn's, and an operator that mixes devices is refused. What comes out as numbers is for the tests marked `cuda`.
 """
 
+import contextlib
+
 import pytest
 import torch
 import torchvision
 from test_collapse import AFFINE, CHAINS, FUNCTIONS, Residual
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from skipfold import structure
 from skipfold.chains import collapse_convolution
@@ -32,13 +35,32 @@ CUDA = torch.device("cuda")
 class FakeTensors(FakeTensorMode):
     """Tensors made in it have no values; what Python reads of them is 0, or True, or 1 of a whole number."""
 
+    captures = False
+
+    @contextlib.contextmanager
+    def capture(self):
+        """As a CUDA graph is captured: what waits for the device, or copies from or to the host, is refused."""
+        self.captures = True
+        try:
+            yield
+        finally:
+            self.captures = False
+
     def dispatch(self, func, types, args=(), kwargs=None):
+        if self.captures and torch.Tag.data_dependent_output in func.tags:
+            raise AssertionError(f"{func} waits for the device")
+        if self.captures and torch.Tag.dynamic_output_shape in func.tags:
+            raise AssertionError(f"{func} has a shape by values, and waits for the device")
         if func is torch.ops.aten._local_scalar_dense.default:
             return {torch.bool: True, torch.int64: 1}.get(args[0].dtype, 0.0)
         if func is torch.ops.aten._fused_sgd_.default:  # not written for fake tensors; changes its arguments
             assert all(tensor.is_cuda for held in args[:3] for tensor in held)
             return None
-        return super().dispatch(func, types, args, kwargs)
+        out = super().dispatch(func, types, args, kwargs)
+        if self.captures:
+            tensors = [value for value in tree_leaves((args, kwargs, out)) if isinstance(value, torch.Tensor)]
+            assert len({tensor.device.type for tensor in tensors}) < 2, f"{func} copies from or to the host"
+        return out
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +72,8 @@ def fake_tensors(monkeypatch):
     monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", _give_gradients)
     # By this operator fake tensors ask for their device.
     monkeypatch.setattr(structure, "CONSTANT", structure.CONSTANT | {"device"})
-    with FakeTensors(allow_non_fake_inputs=True):
-        yield
+    with FakeTensors(allow_non_fake_inputs=True) as mode:
+        yield mode
 
 
 def _convert(module, function, recurse=True):
@@ -159,6 +181,28 @@ def test_a_trial_stays_on_its_device(network, optimizer, count):
     measure_trained(trial, network, learner.dataset)
 
 
+@pytest.mark.parametrize("optimizer", [Optimizer("sgd"), Optimizer("sgd", momentum=0.9), Optimizer("adam")], ids=str)
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_step_and_a_validation_pass_can_be_captured(network, count, optimizer, fake_tensors):
+    learner = Learner(Trial("devices", "any", 1, network, t=0.5, optimizer=optimizer), dataset(), count=count)
+    learner.begin([0.5] * count, [torch.randperm(100)] * count)
+    learner.step(64)  # makes the optimizer's state
+    with fake_tensors.capture():
+        for size in (64, 36):
+            learner.step(size)
+            learner.measure_batch(size)
+        learner.model.eval()
+        learner.measure()
+
+
+def test_what_cannot_be_captured_is_refused(fake_tensors):
+    x = torch.ones(3).to(CUDA)
+    for action in (x.sum().item, x.nonzero, x.cpu, lambda: x + torch.ones(3).to(CUDA), lambda: x[x > 0]):
+        with fake_tensors.capture(), pytest.raises(AssertionError, match=r"waits for the device|copies from or to"):
+            action()
+
+
 def test_products_of_stacked_networks_stay_on_their_device():
     trial = Trial("devices", "any", 1, "resnet18", t=0.5)
     learner = Learner(trial, dataset(), count=2)
@@ -169,7 +213,7 @@ def test_products_of_stacked_networks_stay_on_their_device():
     assert all_on_cuda(learner.model) and learner.totals.is_cuda
 
 
-def test_timed_networks_stay_on_their_device():
+def test_timed_networks_stay_on_their_device(fake_tensors):
     timed = contenders.__wrapped__(CUDA)
     x = torch.rand(64, *INPUT_SHAPE).to(CUDA)
     with torch.inference_mode():
@@ -177,3 +221,5 @@ def test_timed_networks_stay_on_their_device():
             assert all_on_cuda(contender.module) and all_on_cuda(contender.reference)
             for runtime in ("eager", "channels_last", "channels_last_bf16"):
                 assert build_in(contender, runtime, CUDA).bind(x)().is_cuda
+            with fake_tensors.capture():
+                contender.module(x)
