@@ -11,6 +11,8 @@ from test_recursion import property_test
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from skipfold.errors import SkipError
 from skipfold.folding import fold, fold_affine, fold_batchnorm
@@ -195,6 +197,17 @@ def test_transposed_convolutions_and_linear_layers_take_their_batchnorm():
     assert [type(m) for m in folded] == [nn.ConvTranspose2d, nn.Flatten, nn.Linear]
     grouped = unsettled(nn.Sequential(nn.ConvTranspose2d(2, 4, 3, 2, groups=2), nn.BatchNorm2d(4)))
     torch.testing.assert_close(fold_batchnorm(grouped)(x), grouped(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("parametrization", [weight_norm, spectral_norm, orthogonal], ids=lambda each: each.__name__)
+def test_weights_that_are_computed_take_their_batchnorm(parametrization):
+    layer = parametrization(nn.Conv2d(3, 4, 3))
+    model = unsettled(nn.Sequential(layer, nn.BatchNorm2d(4), nn.ReLU()))
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for folded in (fold_batchnorm(model), fold_affine(model, (3, 8, 8))[0]):
+        assert not any(isinstance(module, nn.BatchNorm2d | ParametrizationList) for module in folded.modules())
+        torch.testing.assert_close(folded(x), model(x))
+    assert is_parametrized(layer, "weight")
 
 
 def test_a_layer_that_is_used_twice_keeps_its_batchnorm():

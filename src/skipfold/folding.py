@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from skipfold.chains import CONVOLUTIONS, collapse_convolution, extent
@@ -41,7 +42,8 @@ def fold_affine(
     What is not affine stays, and so does what no one convolution is: zeros put between two of them are no zeros of the
     input. Without `grow` two layers stay where one would hold more weights: a depthwise convolution and the 1x1
     convolution after it are a dense one, which takes longer. Read by torch.fx, so the result is a torch.fx.GraphModule;
-    t is fixed in it. A part that torch.fx cannot read stays as it is.
+    t is fixed in it, and so are weights that a parametrization computes. A part that torch.fx cannot read stays as it
+    is.
 
     Raises SkipError where torch.fx cannot read the network's own forward, or where the result is not the same function;
     ModuleError, InputShapeError and WeightsError where `model` cannot be run.
@@ -57,10 +59,11 @@ def fold_affine(
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode with every BatchNorm that follows a convolution or linear layer folded into it.
 
-    Not certified. Raises SkipError where torch.fx cannot read the network's own forward; a part that it cannot read
-    keeps its BatchNorms.
+    Weights that a parametrization computes, as torch's weight_norm does, are fixed. Not certified. Raises SkipError
+    where torch.fx cannot read the network's own forward; a part that it cannot read keeps its BatchNorms.
     """
     model = copy.deepcopy(model).eval()
+    _settle(model)
     _fold_batchnorms(model, _read(model))
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
@@ -72,6 +75,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
     """`fold_affine` without a copy and a certificate."""
+    _settle(model)
     graph = _read(model)
     _fold_batchnorms(model, graph)
     whole = fx.GraphModule(model, graph, type(model).__name__)
@@ -82,6 +86,18 @@ def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
     whole.graph.lint()
     whole.recompile()
     return whole.eval()
+
+
+def _settle(model: nn.Module) -> None:
+    """Weights that are computed from others, as torch's weight_norm does, become what they are now."""
+    for module in filter(parametrize.is_parametrized, list(model.modules())):
+        values = {name: getattr(module, name).detach() for name in module.parametrizations}
+        learns = any(parameter.requires_grad for parameter in module.parametrizations.parameters())
+        # torch's remove_parametrizations changes the class, which the network that this is a copy of has too.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, value in values.items():
+            setattr(module, name, nn.Parameter(value, learns))
 
 
 class _Layers(fx.Tracer):
