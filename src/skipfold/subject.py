@@ -42,7 +42,7 @@ def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise ModuleError(
             f"{type(module).__name__} cannot be copied ({first_line(error)}); hold in its attributes nothing that "
-            "was computed from its weights, as the old torch.nn.utils.weight_norm does"
+            "was computed from its weights, as prune and the old weight_norm of torch.nn.utils do until their remove"
         ) from error
 
 
