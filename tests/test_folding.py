@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torchvision.ops import FrozenBatchNorm2d
 
 from skipfold.errors import SkipError
 from skipfold.folding import fold, fold_affine, fold_batchnorm
@@ -48,10 +49,19 @@ class Adding(nn.BatchNorm2d):
         return x + F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
+def frozen(channels):
+    norm = FrozenBatchNorm2d(channels, eps=0.1)
+    for values in norm.buffers():
+        values.uniform_(0.5, 2, generator=torch.Generator().manual_seed(3))
+    return norm
+
+
 @pytest.mark.parametrize(
     ("norm", "layers"),
     [
         (OfTheirOwn(4), [nn.Conv2d, nn.Conv2d]),
+        (nn.SyncBatchNorm(4), [nn.Conv2d, nn.Conv2d]),
+        (frozen(4), [nn.Conv2d, nn.Conv2d]),
         (BatchNormAct2d(4), [nn.Conv2d, nn.ReLU, nn.Conv2d]),
         (BatchNormAct2d(4, apply_act=False), [nn.Conv2d, nn.Conv2d]),
         (BatchNormAct2d(4, drop_layer=nn.Dropout, act_layer=nn.SiLU), [nn.Conv2d, nn.SiLU, nn.Conv2d]),

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torchvision.ops import FrozenBatchNorm2d
 
 from skipfold.chains import CONVOLUTIONS, collapse_convolution, extent
 from skipfold.cropping import CroppedConv2d
@@ -89,7 +90,7 @@ def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
 
 
 def _settle(model: nn.Module) -> None:
-    """Weights that are computed from others, as torch's weight_norm does, become what they are now."""
+    """Weights that a parametrization computes become what they are now; torchvision's frozen BatchNorms are torch's."""
     for module in filter(parametrize.is_parametrized, list(model.modules())):
         values = {name: getattr(module, name).detach() for name in module.parametrizations}
         learns = any(parameter.requires_grad for parameter in module.parametrizations.parameters())
@@ -98,6 +99,16 @@ def _settle(model: nn.Module) -> None:
         del module.parametrizations
         for name, value in values.items():
             setattr(module, name, nn.Parameter(value, learns))
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if path and type(module) is FrozenBatchNorm2d:
+            model.set_submodule(path, _thawed(module))
+
+
+def _thawed(frozen: FrozenBatchNorm2d) -> nn.BatchNorm2d:
+    """torchvision's BatchNorm with fixed statistics and weights, as torch's."""
+    norm = nn.BatchNorm2d(len(frozen.weight), frozen.eps).to(frozen.weight)
+    norm.load_state_dict(frozen.state_dict(), strict=False)  # it does not count batches
+    return norm.requires_grad_(False).eval()
 
 
 class _Layers(fx.Tracer):
@@ -159,7 +170,7 @@ def _normalized(model: nn.Module, node: fx.Node) -> bool:
 
 def _after(norm: nn.Module) -> nn.Module | None:
     """What a BatchNorm in eval mode does to what it has normalized, as timm's do; None where that is unknown."""
-    if type(norm).forward is BATCHNORM.forward:
+    if type(norm).forward in (BATCHNORM.forward, nn.SyncBatchNorm.forward):
         return nn.Identity()
     try:
         rest = fx.GraphModule(norm, _Layers().trace(norm), type(norm).__name__)
