@@ -193,6 +193,14 @@ def test_every_figure_is_drawn_again_without_training(smoke, monkeypatch, tmp_pa
         assert (tmp_path / "results" / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_an_environment_need_not_be_activated(smoke):
+    place, _ = smoke
+    command = [Path(sys.executable).parent / "snakemake", "verify", *SMOKE]
+    bare = environment(place) | {"PATH": os.defpath}
+    run = subprocess.run(command, cwd=place, env=bare, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert run.returncode == 0, run.stdout
+
+
 def test_a_killed_run_goes_on_where_it_stopped(smoke, bare):
     done, _ = smoke
     target = "results/smoke/tables/accuracy_vs_t_cnn3.csv"

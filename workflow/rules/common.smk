@@ -1,5 +1,6 @@
 # Defines the checked configuration, the paths, and the helpers that the rules share.
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,9 @@ def or_exit(call, *arguments):
     except SkipfoldError as error:
         sys.exit(f"error: {error}")
 
+
+# Jobs run with the Python of Snakemake, whether its environment is activated or not.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 # Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
