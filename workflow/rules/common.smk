@@ -1,6 +1,6 @@
 # Defines the checked configuration, the paths, and the helpers that the rules share.
 
-import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def or_exit(call, *arguments):
 
 
 # Jobs run with the Python of Snakemake, whether its environment is activated or not.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 # Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
