@@ -158,11 +158,14 @@ def dataset():
     return Dataset("none", images, labels, images, labels, {}).to(CUDA)
 
 
-@pytest.mark.parametrize(
+TRAINED = pytest.mark.parametrize(
     ("network", "optimizer"),
     [*((network, Optimizer("sgd", momentum=0.9)) for network in NETWORKS), ("cnn3", Optimizer("adam"))],
     ids=lambda value: getattr(value, "name", value),
 )
+
+
+@TRAINED
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_trial_stays_on_its_device(network, optimizer, count):
     trial = Trial("schedule_comparison", "any", 1, network, schedule="linear", t=0.5, optimizer=optimizer)
@@ -181,10 +184,9 @@ def test_a_trial_stays_on_its_device(network, optimizer, count):
     measure_trained(trial, network, learner.dataset)
 
 
-@pytest.mark.parametrize("optimizer", [Optimizer("sgd"), Optimizer("sgd", momentum=0.9), Optimizer("adam")], ids=str)
+@TRAINED
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_step_and_a_validation_pass_can_be_captured(network, count, optimizer, fake_tensors):
+def test_a_step_and_a_validation_pass_can_be_captured(network, optimizer, count, fake_tensors):
     learner = Learner(Trial("devices", "any", 1, network, t=0.5, optimizer=optimizer), dataset(), count=count)
     learner.begin([0.5] * count, [torch.randperm(100)] * count)
     learner.step(64)  # makes the optimizer's state
