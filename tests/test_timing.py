@@ -130,7 +130,7 @@ class Large(nn.Module):
 
 
 class Unlike(Large):
-    """Another function where the images are read channels last."""
+    """Another function in bfloat16."""
 
     def forward(self, x):
         return self.linear(x.flatten(1)) * (2 if self.linear.weight.dtype == torch.bfloat16 else 1)

@@ -147,8 +147,8 @@ def adding(model: nn.Module, example: torch.Tensor | Sequence[int], leave: Colle
     """Paths of the modules of `model` that add two activations themselves, without those in `leave`.
 
     With one that only combines what it is given, also the one that it is part of. Of a module that runs under several
-    paths, all. Raises ConfigError on a path in `leave` that is not there,
-    ModuleError, InputShapeError and WeightsError where `model` cannot be run on `example`.
+    paths, all. Raises ConfigError on a path in `leave` that is not there, ModuleError, InputShapeError and WeightsError
+    where `model` cannot be run on `example`.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if unknown := sorted(set(leave) - modules.keys()):

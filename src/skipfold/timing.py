@@ -196,9 +196,9 @@ def _session(module: nn.Module, device: torch.device):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     provider = f"{device.type.upper()}ExecutionProvider"
-    # Its default takes the next power of two for each session.
-    on_cuda = {"device_id": device.index or 0, "arena_extend_strategy": "kSameAsRequested"}
-    choice = on_cuda if device.type == "cuda" else {}
+    choice = {}
+    if device.type == "cuda":  # where by default each session's memory grows to the next power of two
+        choice = {"device_id": device.index or 0, "arena_extend_strategy": "kSameAsRequested"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(copy.deepcopy(module).cpu(), INPUT_SHAPE, path, tolerance=TOLERANCE["float32"])
