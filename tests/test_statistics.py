@@ -114,12 +114,35 @@ def test_validation_by_batch_is_a_split_of_the_networks_that_have_it():
     assert list(found["arm"]) == ["resnet18"] * 2 and (found["mean"] == 0.75).all()
 
 
-def test_interval_is_that_of_scipy():
+def test_interval_is_scipys_with_the_tails_of_five_trials():
+    """By hand: Student's t for 4 degrees of freedom is 2.7764, times the root of 5/4 3.1042, whose normal tail this is."""
+    assert statistics.tail(5) == pytest.approx(0.000954, abs=1e-6)
+    assert statistics.tail(10**6) == pytest.approx(0.025, abs=1e-6)
     values = np.array([0.90, 0.92, 0.97, 0.91, 0.95])
     expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=9999, batch=1000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+        (values,), np.mean, n_resamples=9999, batch=1000, confidence_level=1 - 2 * statistics.tail(5),
+        method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
     assert statistics.interval(values[:, None]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_interval_holds_the_mean_of_five_normal_values_as_often_as_is_said():
+    values = np.random.default_rng(1).normal(size=(400, 5))
+    found = np.array([statistics.interval(five[:, None]) for five in values])
+    assert 0.89 <= np.mean((found[:, 0] <= 0) & (found[:, 1] >= 0)) <= 0.95
+
+
+def test_interval_resamples_each_arm_by_itself():
+    """Two arms whose trials rise together by chance differ by more than by 0; trials of one arm do not."""
+    level = np.linspace(0, 0.4, 5)
+    both = np.column_stack([level, level])
+
+    def difference(means):
+        return means[..., 0] - means[..., 1]
+
+    assert statistics.interval(both, difference) == pytest.approx((0, 0))
+    low, high = statistics.interval(both, difference, arms=["a", "b"])
+    assert low < -0.2 and high > 0.2
 
 
 def test_interval_of_a_curve_resamples_whole_trials():

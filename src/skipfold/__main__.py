@@ -133,6 +133,8 @@ def _store(settings: dict):
 def _judge(given: argparse.Namespace) -> None:
     from skipfold import claims, statistics
 
+    if not (given.results / "tables").is_dir():
+        raise ConfigError(f"results: {given.results} has no tables; run `snakemake reproduce` first")
     statistics.write(claims.judge(given.results), given.results / "verdicts.csv")
 
 

@@ -36,6 +36,8 @@ COLUMNS = (
     "interval",
     "n",
     "verdict",
+    "crosses",
+    "fitted",
     "remark",
     "experiment",
     "table",
@@ -84,8 +86,9 @@ def judge(
     """A verdict for every check, from the tables under `results` (results/<tier>).
 
     Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
-    high are), n (trials, of times rounds), verdict (one of VERDICTS), remark, experiment, table and notebook (paths
-    under `results`), source, STAMP. A value is empty where there is none.
+    high are), n (trials, of times rounds), verdict (one of VERDICTS), crosses (whether the interval holds values that
+    would be judged otherwise), fitted (whether what the paper leaves open was fitted to the published value), remark,
+    experiment, table and notebook (paths under `results`), source, STAMP. A value is empty where there is none.
     """
     results = Path(results)
     published = Path(published or published_folder())
@@ -96,6 +99,7 @@ def judge(
 
 def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any]:
     row = {key: check[key] for key in ("id", "quantity", "relation", "tolerance", "experiment", "source")}
+    row["fitted"] = check.get("fitted", False)
     value = check["published"]
     row["published"] = " to ".join(f"{x:g}" for x in value) if isinstance(value, list) else f"{value:g}"
     if reason := check.get("not_testable"):
@@ -108,17 +112,21 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
         found = MEASURES[kind](check, results, published)
     except NotRun as reason:
         return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
-    holds = relation(check)
+    lowest, highest = accepted(check)
+    holds = lowest <= found.value <= highest
     remarks = [found.remark]
-    if math.isfinite(found.low) and len({holds(x) for x in (found.low, found.value, found.high)}) > 1:
-        remarks.append("the interval crosses the limit")
+    crosses = None
+    if math.isfinite(found.low):
+        within, apart = lowest <= found.low and found.high <= highest, found.high < lowest or highest < found.low
+        crosses = not (within if holds else apart)
+        remarks += ["the interval crosses the limit"] if crosses else []
     for split, how in OTHERWISE.items():
         if (otherwise := _otherwise(check, split, results, published)) is not None:
-            sides = "within" if holds(otherwise) else "outside"
+            sides = "within" if lowest <= otherwise <= highest else "outside"
             remarks.append(f"{how} {otherwise:.5f}, {sides} the limit")
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
-    row |= {"verdict": REPRODUCED if holds(found.value) else NOT_REPRODUCED, "remark": "; ".join(filter(None, remarks))}
-    return row | numbers | statistics.stamp(found.rows)
+    row |= {"verdict": REPRODUCED if holds else NOT_REPRODUCED, "crosses": crosses}
+    return row | numbers | {"remark": "; ".join(filter(None, remarks))} | statistics.stamp(found.rows)
 
 
 OTHERWISE = {
@@ -141,29 +149,25 @@ def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path
         return None
 
 
-def relation(check: dict[str, Any]) -> Callable[[float], bool]:
-    """Whether a value stands to the published one as the check says."""
+def accepted(check: dict[str, Any]) -> tuple[float, float]:
+    """The least and the largest value that counts as reproduced."""
     published, tolerance = check["published"], check["tolerance"]
     low, high = published if isinstance(published, list) else (published, published)
-    if check["relation"] == "at_least":
-        high = math.inf
-    elif check["relation"] == "at_most":
-        low = -math.inf
-    return lambda value: low - tolerance <= value <= high + tolerance
+    least = -math.inf if check["relation"] == "at_most" else low - tolerance
+    return least, math.inf if check["relation"] == "at_least" else high + tolerance
 
 
 def limit(check: dict[str, Any]) -> str:
     """What the check asks of a value, in words."""
-    published, tolerance = check["published"], check["tolerance"]
-    if check["relation"] == "at_least":
-        return f"at least {published - tolerance:.5g}"
-    if check["relation"] == "at_most":
-        return f"at most {published + tolerance:.5g}"
-    low, high = published if isinstance(published, list) else (published, published)
-    return f"{low - tolerance:.5g} to {high + tolerance:.5g}"
+    least, largest = accepted(check)
+    if math.isinf(largest):
+        return f"at least {least:.5g}"
+    if math.isinf(least):
+        return f"at most {largest:.5g}"
+    return f"{least:.5g} to {largest:.5g}"
 
 
-# Accuracies of trained networks: matrices [trials, points], so that every interval resamples whole trials.
+# Accuracies of trained networks: matrices [trials, points], so that every interval resamples an arm's whole trials.
 
 
 class Points(NamedTuple):
@@ -236,51 +240,72 @@ def _table(results: Path, name: str) -> pd.DataFrame:
     return statistics.read(path)
 
 
-def _finding(points: Points, statistic: Callable[[np.ndarray], np.ndarray], remark: str = "") -> Finding:
-    low, high = statistics.interval(points.values, statistic)
+def _finding(
+    points: Points, statistic: Callable[[np.ndarray], np.ndarray], theirs: np.ndarray | None = None
+) -> Finding:
+    """`statistic` of our means, and in the remark of the published points `theirs` where all of them are."""
+    low, high = statistics.interval(points.values, statistic, points.keys["arm"])
     value = float(statistic(points.values.mean(axis=0)))
+    remark = "" if theirs is None or np.isnan(theirs).any() else f"published at the same t {statistic(theirs):.5f}"
     return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
 
 
-def _mean(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    return _finding(_points(check, check["measure"]["of"], results), lambda means: means.mean(axis=-1))
-
-
-def _range(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    """Largest less smallest of the mean accuracies."""
-    return _finding(_points(check, check["measure"]["of"], results), lambda means: np.ptp(means, axis=-1))
-
-
-def _difference(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    """Mean of one selection less that of another; trials of one index are resampled together."""
-    of, minus = (_points(check, check["measure"][key], results) for key in ("of", "minus"))
-    trials = min(len(of.values), len(minus.values))
-    both = np.hstack([of.values[:trials], minus.values[:trials]])
-    width = of.values.shape[1]
-    points = Points(both, pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
-    return _finding(points, lambda means: means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1))
-
-
-def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    """Root mean square distance of our means from the published points that we ran as well."""
-    points = _points(check, check["measure"]["of"], results)
+def _theirs(check: dict[str, Any], points: Points, published: Path) -> np.ndarray:
+    """The published value of each of our `points`, not a number where there is none."""
     theirs = statistics.published(check["experiment"], published)
     theirs = theirs[theirs["split"] == ("train" if check["measure"]["of"].get("split") == "train" else "val")]
     known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
     by_t = "t" in check["measure"]["of"]
-    keys = [_key(row.arm, row.t_start if by_t else math.nan, row.epoch) for row in points.keys.itertuples()]
-    shared = [i for i, key in enumerate(keys) if key in known]
-    if not shared:
-        raise NotRun("no published point was run")
-    target = np.array([known[keys[i]] for i in shared])
-    points = points._replace(values=points.values[:, shared])
-    remark = f"{len(shared)} published points"
-    return _finding(points, lambda means: np.sqrt(((means - target) ** 2).mean(axis=-1)), remark)
+    keys = (_key(row.arm, row.t_start if by_t else math.nan, row.epoch) for row in points.keys.itertuples())
+    return np.array([known.get(key, math.nan) for key in keys])
 
 
 def _key(arm: str, t: float, epoch: int) -> tuple:
     """Of a point in both tables: by t and epoch where the curve is over t, else by arm and epoch."""
     return (arm, int(epoch)) if math.isnan(t) else (round(float(t), 6), int(epoch))
+
+
+def _over_t(check: dict[str, Any], points: Points, published: Path) -> np.ndarray | None:
+    """The published values at our t, which are fewer than the paper's; None where `points` are not over t."""
+    several = "t" in check["measure"]["of"] and len(points.keys) > 1
+    return _theirs(check, points, published) if several else None
+
+
+def _mean(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    points = _points(check, check["measure"]["of"], results)
+    return _finding(points, lambda means: means.mean(axis=-1), _over_t(check, points, published))
+
+
+def _range(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Largest less smallest of the mean accuracies."""
+    points = _points(check, check["measure"]["of"], results)
+    return _finding(points, lambda means: np.ptp(means, axis=-1), _over_t(check, points, published))
+
+
+def _difference(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Mean of one selection less that of another."""
+    of, minus = (_points(check, check["measure"][key], results) for key in ("of", "minus"))
+    trials = min(len(of.values), len(minus.values))
+    both = np.hstack([of.values[:trials], minus.values[:trials]])
+    width = of.values.shape[1]
+    points = Points(both, pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
+
+    def difference(means: np.ndarray) -> np.ndarray:
+        return means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1)
+
+    return _finding(points, difference, _over_t(check, points, published))
+
+
+def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
+    """Root mean square distance of our means from the published points that we ran as well."""
+    points = _points(check, check["measure"]["of"], results)
+    target = _theirs(check, points, published)
+    shared = ~np.isnan(target)
+    if not shared.any():
+        raise NotRun("no published point was run")
+    points = points._replace(values=points.values[:, shared], keys=points.keys[shared])
+    found = _finding(points, lambda means: np.sqrt(((means - target[shared]) ** 2).mean(axis=-1)))
+    return found._replace(remark=f"{shared.sum()} published points")
 
 
 def _certificate(check: dict[str, Any], results: Path, published: Path) -> Finding:

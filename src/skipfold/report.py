@@ -114,8 +114,12 @@ def build(results: str | Path) -> Path:
     if not tables:
         raise ConfigError(f"results: {results} has no tables; run `snakemake reproduce` first")
     if not (results / "verdicts.csv").is_file():
-        statistics.write(claims.judge(results, published=_published(results)), results / "verdicts.csv")
+        statistics.write(claims.judge(results), results / "verdicts.csv")
     verdicts = statistics.read(results / "verdicts.csv")
+    if missing := [column for column in claims.COLUMNS if column not in verdicts]:
+        raise ConfigError(
+            f"{results / 'verdicts.csv'}: column {missing[0]} is missing; remove the file, then it is judged anew"
+        )
     provenance = _provenance(results, tables)
     (results / "provenance.json").write_text(json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
     environment = jinja2.Environment(
@@ -156,6 +160,7 @@ def _page(
         ],
         "claims_file": _relative(root() / "config" / "claims.yaml", results),
         "tally": [{"look": LOOKS[name], "count": int(counts.get(name, 0))} for name in claims.VERDICTS],
+        "standing": _standing(verdicts),
         "claims": [_claim(claim, verdicts, results) for claim in claims.load()],
         "paradox": _paradox(tables, results) if "linear_comparison" in tables else None,
         "figures": [_figure(name, tables, results) for name in shown],
@@ -168,6 +173,17 @@ def _page(
         "provenance": list(_flat(provenance)),
         "provenance_links": _links(results, {"provenance.json": "provenance.json", "records": "trials.jsonl.gz"}),
         "files": [{"href": href, "sha256": digest} for href, digest in checksums(results).items()],
+    }
+
+
+def _standing(verdicts: pd.DataFrame) -> dict[str, int]:
+    """How many verdicts are by a fit, and how many more trials could turn."""
+    reproduced, judged = verdicts["verdict"] == claims.REPRODUCED, verdicts["crosses"].notna()
+    return {
+        "reproduced": int(reproduced.sum()),
+        "fitted": int((reproduced & verdicts["fitted"].astype(bool)).sum()),
+        "with_interval": int(judged.sum()),
+        "crossing": int((verdicts.loc[judged, "crosses"].astype(str) == "True").sum()),
     }
 
 
@@ -207,7 +223,7 @@ def _experiment_links(results: Path, name: str) -> list[dict[str, str]]:
             "every trial (CSV)": f"tables/{name}_trials.csv",
             "executed notebook": f"notebooks/{name}.ipynb",
             "PNG": f"figures/{name}.png",
-            "published points": _relative(_published(results) / f"{name}.csv", results),
+            "published points": _relative(published_folder() / f"{name}.csv", results),
         },
     )
 
@@ -219,7 +235,7 @@ def checksums(results: str | Path) -> dict[str, str]:
     files = [results / "verdicts.csv", *sorted((results / "tables").glob("*.csv"))]
     files += [path for path in sorted((results / "figures").glob("*")) if path.suffix in (".svg", ".png")]
     found = {path.relative_to(results).as_posix(): path for path in files}
-    files = [*sorted(_published(results).glob("*.csv")), *(root() / name for name in SOURCES)]
+    files = [*sorted(published_folder().glob("*.csv")), *(root() / name for name in SOURCES)]
     found |= {_relative(path, results): path for path in files}
     return {href: sha256(path) for href, path in found.items()}
 
@@ -270,14 +286,14 @@ def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[st
         "between": between,
         "n": "–" if pd.isna(row["n"]) else int(row["n"]),
         "look": LOOKS[row["verdict"]],
-        "remark": "" if pd.isna(row["remark"]) else row["remark"],
+        "remark": "; ".join(["fitted"] * bool(row["fitted"]) + ([] if pd.isna(row["remark"]) else [row["remark"]])),
         "links": _links(results, {text: href for text, href in wanted.items() if isinstance(href, str)}),
     }
 
 
 def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
     """The networks side by side: published accuracy, ours, affine residual, whether they collapse."""
-    means, published = tables["linear_comparison"], statistics.published("linear_comparison", _published(results))
+    means, published = tables["linear_comparison"], statistics.published("linear_comparison", published_folder())
     certificates = tables.get("certificates", pd.DataFrame(columns=["arm", "residual", "affine"]))
     best = number(tables["ceiling"]["val_accuracy"].max()) if "ceiling" in tables else None
     rows = []
@@ -299,7 +315,7 @@ def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
             )
         )
     if best:
-        rows.append(("Best affine classifier found (logistic regression)", "–", best, "–", "0", "is one layer"))
+        rows.append(("Best affine classifier found", "–", best, "–", "0", "is one layer"))
     theirs = published[published["arm"] == "resnet34_linear_maxpool"]
     wanted = ("linear_comparison", "certificates", "ceiling")
     return {
@@ -583,12 +599,6 @@ def _distinct(rows: pd.DataFrame, column: str) -> str:
 
 
 # Where it all came from.
-
-
-def _published(results: Path) -> Path:
-    """The published tables: beside the tier's folder, else those of the repository."""
-    folder = results.parent / "published"
-    return folder if folder.is_dir() else published_folder()
 
 
 def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Records of trials as tables: one row a trial and epoch, then means with bootstrap intervals."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,29 +156,45 @@ def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(
-    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
+    arms: Sequence[Any] | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval, over trials, of a statistic of mean values.
+    """95 % bootstrap interval, over trials, of a statistic of mean values; not a number where there is one trial.
 
-    `values` is [trials, points]; `statistic` maps means [..., points] to [...]. Trials are resampled whole, with a
-    fixed seed. Not a number where there is only one trial.
+    `values` is [trials, points]; `statistic` maps means [..., points] to [...]. `arms` names the arm of each point
+    (None: one for all): an arm's trials are resampled whole, and each arm by itself, as its trials are its own.
+    The seed is fixed. Percentiles are those of the expanded percentile bootstrap (Hesterberg, The American
+    Statistician 69, 2015), which makes up for the spread that few trials lack: five give tails of 0.1 % instead of
+    2.5 %. Of five normal values the mean is in the interval 92 times in 100, with plain percentiles 83 times.
     """
-    if len(values) < 2:
+    count = len(values)
+    if count < 2:
         return np.nan, np.nan
+    codes = np.unique([0] * values.shape[1] if arms is None else arms, return_inverse=True)[1]
+    points_of = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
-    def of_trials(trials: np.ndarray, axis: int) -> np.ndarray:
-        return statistic(values[np.moveaxis(trials, axis, -1)].mean(axis=-2))
+    def of_trials(*trials: np.ndarray, axis: int) -> np.ndarray:
+        means = np.empty((*np.delete(trials[0].shape, axis), values.shape[1]))
+        for own, points in zip(trials, points_of, strict=True):
+            means[..., points] = values[:, points][np.moveaxis(own, axis, -1)].mean(axis=-2)
+        return statistic(means)
 
     found = stats.bootstrap(
-        (np.arange(len(values)),),
+        (np.arange(count),) * len(points_of),
         of_trials,
         n_resamples=RESAMPLES,
         batch=1000,
-        confidence_level=CONFIDENCE,
+        confidence_level=1 - 2 * tail(count),
         method="percentile",
         rng=np.random.default_rng(SEED),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def tail(count: int) -> float:
+    """Share of the resamples on each side of an `interval` over `count` trials."""
+    return float(stats.norm.cdf(np.sqrt(count / (count - 1)) * stats.t.ppf((1 - CONFIDENCE) / 2, count - 1)))
 
 
 def certificates(frame: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +202,7 @@ def certificates(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: experiment, arm, network, index, t, affine (whether it collapsed), residual, max_error and
     max_error_float32 (of logits, see `collapse.Certificate`), equal_argmax (share of validation images),
-    max_difference (of validation logits), val_accuracy, collapsed_val_accuracy, refused (why it did not collapse),
+    max_difference (of validation logits), refused (why it did not collapse), val_accuracy, collapsed_val_accuracy,
     data, epochs, train_images, val_images, digest, STAMP.
     """
     rows = frame[frame["certificate_residual"].notna() | frame["affine_residual"].notna()]
@@ -196,7 +213,9 @@ def certificates(frame: pd.DataFrame) -> pd.DataFrame:
     out["max_error_float32"] = rows["certificate_max_error_float32"]
     out["equal_argmax"] = rows["collapsed_equal_argmax"]
     out["max_difference"] = rows["collapsed_max_difference"]
-    kept = ["val_accuracy", "collapsed_val_accuracy", "refused", "data", "epochs", "train_images", "val_images"]
+    # Its text names the residual at other points than the column has.
+    out["refused"] = rows["refused"].map(lambda text: re.sub(r" \(residual [^)]*\)", "", text), na_action="ignore")
+    kept = ["val_accuracy", "collapsed_val_accuracy", "data", "epochs", "train_images", "val_images"]
     return out.join(rows[[*kept, "digest", *STAMP]]).reset_index(drop=True)
 
 

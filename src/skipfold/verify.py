@@ -35,7 +35,7 @@ def check(results: str | Path, settings: config.Config | None = None) -> list[st
 
     Trials are compared with the configuration `settings` (None: that of the tier that the folder is named after),
     tables with the records in trials.jsonl.gz, verdicts with the tables and claims, the page with its files. Dates,
-    commits and timings are not computed again.
+    commits and timings are not computed again, nor is any trial trained again.
     """
     results = Path(results)
     if not (results / "report.html").is_file():
