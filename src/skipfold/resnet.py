@@ -41,7 +41,7 @@ def resnet(
 ) -> ResNet:
     """ResNet18 or ResNet34 for [N, 1, 28, 28] and 10 classes: the usual network, its first convolution 1-channel.
 
-    `linear` removes every ReLU: "maxpool" keeps the max-pool (as published, not affine), "avgpool" puts an
+    `linear` removes every ReLU: "maxpool" keeps the max-pool (as the published curve has it; not affine), "avgpool" puts an
     average-pool of the same geometry in its place (affine in eval mode). `size` makes the images that small first, in
     height and width (bilinear, antialiased), 12 at least. Raises ConfigError on an unknown name.
     """
