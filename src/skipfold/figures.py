@@ -25,6 +25,18 @@ PUBLISHED_BATCH = 64
 """Of the published timings."""
 
 MARKERS = "osD^vP*X"
+DASHES = (
+    "-",
+    (0, (6, 1.5)),
+    (0, (3, 1.5)),
+    (0, (1, 1.2)),
+    (0, (8, 1.5, 1, 1.5)),
+    (0, (3, 1.5, 1, 1.5)),
+    (0, (8, 1.5, 1, 1.5, 1, 1.5)),
+    (0, (3, 1.5, 1, 1.5, 1, 1.5)),
+    (0, (1, 3)),
+    (0, (6, 4)),
+)
 
 UNITS = {"host": "wall-clock", "device": "device"}
 
@@ -43,7 +55,7 @@ LOOKS = {
     ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", "#7fa6cf", "", "-"),
     ("val", "first"): Look("validation, first epoch", "#c2571a", "s", (0, (4, 1.5))),
     ("train", "last"): Look("training, last epoch", "#4f9e8f", "^", (0, (1, 1.2))),
-    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (as published)", "#0b3c6f", "o", "-"),
+    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (inferred)", "#0b3c6f", "o", "-"),
     "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", "#c2571a", "D", (0, (6, 1.5))),
     "cnn3": Look("3-layer linear CNN with skips", "#4f9e8f", "s", (0, (4, 1.5))),
     "perceptron": Look("perceptron", "#8a6bb1", "^", (0, (1, 1.2))),
@@ -62,7 +74,7 @@ SPARE = (
 """Colour, marker and line of arms that LOOKS does not have, in turn."""
 
 AT_END = {
-    "val_skips_removed": ("skips removed", "x", 0),
+    "val_skips_removed": ("skips removed, in the arm's marker", "x", 0),
     "val_reestimated": ("running statistics estimated anew", "+", -1),
 }
 """Splits measured once on the trained network: label, marker, and the panel that has the scale for them."""
@@ -186,10 +198,12 @@ def schedule_comparison(
             panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
         looks, extra = _looks(aggregate["arm"]), []
         for split, (label, marker, panel) in AT_END.items():
-            style = {"marker": marker, "linestyle": "", "markersize": 7, "markeredgewidth": 1.6}
+            style = {"marker": marker, "linestyle": "", "markersize": 5, "markeredgewidth": 1.4}
             rows = aggregate[aggregate["split"] == split]
             for row in rows.itertuples():
-                panels[panel].plot(row.epoch + 0.3, row.mean, color=looks[row.arm].color, **style)
+                color, own = looks[row.arm].color, looks[row.arm].marker
+                panels[panel].plot(row.epoch + 0.3, row.mean, own, color=color, markersize=8, markerfacecolor="white")
+                panels[panel].plot(row.epoch + 0.3, row.mean, color=color, **style)
             if len(rows):
                 extra.append(Line2D([], [], color="black", label=label, **style))
         network = aggregate["network"].iloc[0]
@@ -336,15 +350,15 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
         "#7f1d1d",
         "#d16ba5",
     ]
-    colors = dict(zip(variants, palette, strict=False))
+    colors, lines = dict(zip(variants, palette, strict=False)), dict(zip(variants, DASHES, strict=False))
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(7.0, 6.2))
         axes = figure.subplots()
         for (network, variant, runtime), part in frame.groupby(["network", "variant", "runtime"], sort=False):
             part = part.sort_values("batch")
             axes.plot(
-                part["intensity"], part["flops_per_s"] / 1e9, color=colors[variant], marker=markers[network],
-                markersize=5, linewidth=0.7, markerfacecolor="none" if runtime == "eager" else colors[variant],
+                part["intensity"], part["flops_per_s"] / 1e9, color=colors[variant], linestyle=lines[variant],
+                marker=markers[network], markersize=5, linewidth=1.1, markerfacecolor="none" if runtime == "eager" else colors[variant],
             )  # fmt: skip
         x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
         axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
@@ -360,7 +374,10 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
         axes.set_yscale("log")
         axes.set_xlabel("FLOP for each byte that operators read or write")
         axes.set_ylabel("GFLOP/s reached")
-        handles = [Line2D([], [], color=colors[name], linewidth=3, label=VARIANTS[name]) for name in variants]
+        handles = [
+            Line2D([], [], color=colors[name], linestyle=lines[name], linewidth=1.8, label=VARIANTS[name])
+            for name in variants
+        ]
         handles += [
             Line2D([], [], color="black", marker=markers[name], linestyle="", markerfacecolor="none",
                    label=TITLES.get(name, name))
