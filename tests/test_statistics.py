@@ -115,7 +115,7 @@ def test_validation_by_batch_is_a_split_of_the_networks_that_have_it():
 
 
 def test_interval_is_scipys_with_the_tails_of_five_trials():
-    """By hand: Student's t for 4 degrees of freedom is 2.7764, times the root of 5/4 3.1042, whose normal tail this is."""
+    """By hand: Student's t of 4 degrees of freedom is 2.7764, times the root of 5/4 3.1042, with this normal tail."""
     assert statistics.tail(5) == pytest.approx(0.000954, abs=1e-6)
     assert statistics.tail(10**6) == pytest.approx(0.025, abs=1e-6)
     values = np.array([0.90, 0.92, 0.97, 0.91, 0.95])

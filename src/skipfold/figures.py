@@ -358,7 +358,8 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
             part = part.sort_values("batch")
             axes.plot(
                 part["intensity"], part["flops_per_s"] / 1e9, color=colors[variant], linestyle=lines[variant],
-                marker=markers[network], markersize=5, linewidth=1.1, markerfacecolor="none" if runtime == "eager" else colors[variant],
+                marker=markers[network], markersize=5, linewidth=1.1,
+                markerfacecolor="none" if runtime == "eager" else colors[variant],
             )  # fmt: skip
         x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
         axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)

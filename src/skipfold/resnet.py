@@ -41,9 +41,9 @@ def resnet(
 ) -> ResNet:
     """ResNet18 or ResNet34 for [N, 1, 28, 28] and 10 classes: the usual network, its first convolution 1-channel.
 
-    `linear` removes every ReLU: "maxpool" keeps the max-pool (as the published curve has it; not affine), "avgpool" puts an
-    average-pool of the same geometry in its place (affine in eval mode). `size` makes the images that small first, in
-    height and width (bilinear, antialiased), 12 at least. Raises ConfigError on an unknown name.
+    `linear` removes every ReLU: "maxpool" keeps the max-pool (which fits the published curve, and is not affine),
+    "avgpool" puts an average-pool of the same geometry in its place (affine in eval mode). `size` makes the images that
+    small first, in height and width (bilinear, antialiased), 12 at least. Raises ConfigError on an unknown name.
     """
     for key, value, allowed in (
         ("network", name, DEPTHS),
