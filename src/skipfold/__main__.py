@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     train = configured(_train, "train", "train the trials of an experiment that are not stored yet")
     train.add_argument("experiment")
     train.add_argument("--shard", default="1/1", metavar="I/N", help="only the I-th of N parts")
+    times = configured(_time, "time", "time prediction, and count what it computes and moves")
+    times.add_argument("tables", type=Path, help="folder for timing.csv, runtimes.csv and roofline.csv")
     notebook = command(_notebook, "notebook", "run a notebook through papermill")
     notebook.add_argument("notebook", type=Path)
     notebook.add_argument("output", type=Path)
@@ -79,6 +81,17 @@ def _train(given: argparse.Namespace) -> None:
     if not (slash and first.isdecimal() and parts.isdecimal() and 1 <= int(first) <= int(parts)):
         raise ConfigError(f"shard: {given.shard!r} given; i/n with 1 <= i <= n is allowed")
     records(_settings(given), given.experiment, (int(first), int(parts)))
+
+
+def _time(given: argparse.Namespace) -> None:
+    from skipfold import files, statistics, study
+
+    settings = _settings(given)
+    files.writable(given.tables)
+    measured = study.times(settings)
+    given.tables.mkdir(parents=True, exist_ok=True)
+    for name, table in measured.items():
+        statistics.write(table, given.tables / f"{name}.csv")
 
 
 def _notebook(given: argparse.Namespace) -> None:

@@ -21,10 +21,13 @@ PARAMETERS = {
     "linear_comparison": COMMON,
     "schedule_comparison": COMMON,
     "accuracy_vs_t": ("model", "t_values", *COMMON),
-    "timing": ("tier", "device", "results", "overrides"),
+    "timing": ("tier", "device", "measured", "results", "overrides"),
     "sensitivity": ("tier", "device", "results", "overrides"),
 }
 """The parameters of each notebook."""
+
+TIMES = ("timing", "runtimes", "roofline")
+"""The tables that are measured, not computed from others; a second measurement differs."""
 
 SCHEDULED = "resnet34"
 """The network that the paper trains with scheduled t."""
@@ -40,6 +43,8 @@ class Study:
     figure: Figure | None = None
     more: dict[str, Figure] = field(default_factory=dict)
     """Figures beside the one of its own name."""
+    measured: Path | None = None
+    """Folder with TIMES of an earlier run, which are shown and not written; None measures."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -51,7 +56,8 @@ class Study:
         files.writable(folder)
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
-            statistics.write(table, folder / "tables" / f"{name}.csv")
+            if self.measured is None or name not in TIMES:
+                statistics.write(table, folder / "tables" / f"{name}.csv")
         (folder / "figures").mkdir(exist_ok=True)
         for name, figure in {self.name: self.figure, **self.more}.items():
             figures.save(figure, folder / "figures" / name)
@@ -67,7 +73,7 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
         pd.set_option("display.max_colwidth", None)  # a refusal is of use with its end, which names the submodule
     asked = parameters(notebook, namespace)
     name, settings = configure(notebook, asked)
-    study = Study(name, settings)
+    study = Study(name, settings, measured=Path(asked["measured"]) if asked.get("measured") else None)
     results = asked.get("results")
     if results:
         files.writable(Path(results))
@@ -203,15 +209,29 @@ def _ceiling(settings: config.Config) -> pd.DataFrame:
     return found.assign(**images, tier=settings["tier"]).astype(dict.fromkeys(images, "Int64"))
 
 
-def _timing(study: Study) -> None:
-    # Here, because it is the only study that needs the runtimes.
+def times(settings: config.Config) -> dict[str, pd.DataFrame]:
+    """TIMES by name, measured now."""
+    # Here, because nothing else needs the runtimes.
     from skipfold import roofline, timing
 
-    device, _ = prepare(study.config)
-    study.tables["timing"], study.tables["runtimes"] = timing.measure(study.config, device)
+    device, _ = prepare(settings)
+    measured, runtimes = timing.measure(settings, device)
+    return {"timing": measured, "runtimes": runtimes, "roofline": roofline.measure(measured, device)}
+
+
+def _measured(folder: Path) -> dict[str, pd.DataFrame]:
+    paths = {name: folder / f"{name}.csv" for name in TIMES}
+    if missing := [str(path) for path in paths.values() if not path.is_file()]:
+        raise ConfigError(
+            f"measured: {', '.join(missing)} not there; give the folder of the tables of a run, or null to measure now"
+        )
+    return {name: statistics.read(path) for name, path in paths.items()}
+
+
+def _timing(study: Study) -> None:
+    study.tables |= times(study.config) if study.measured is None else _measured(study.measured)
     study.tables["savings"] = statistics.savings(study.table)
     study.figure = figures.timing(study.table, _published_saving())
-    study.tables["roofline"] = roofline.measure(study.table, device)
     study.more["roofline"] = figures.roofline(study.tables["roofline"])
 
 

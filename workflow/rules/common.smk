@@ -29,11 +29,7 @@ COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
 GIVEN = {key: value for key, value in skipfold.keys.typed(config).items() if key != "tier" and value != COMMON.get(key)}
 TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
 SETTINGS = or_exit(skipfold.config.load, TIER, GIVEN)
-# They go on to every job, whose parameters they are: one that was not run with them is run again. How many jobs there
-# are is nothing to a job.
-OVERRIDES = {key: value for key, value in GIVEN.items() if key != "shards"}
 or_exit(skipfold.files.writable, skipfold.config.folder(SETTINGS))
-CONFIGURED = f"--tier {TIER}" + (f" --config {skipfold.keys.render(OVERRIDES)}" if OVERRIDES else "")
 ON_CUDA = SETTINGS["device"].startswith("cuda") or (SETTINGS["device"] == "auto" and torch.cuda.is_available())
 
 RESULTS = f"{SETTINGS['results']}/{TIER}"
@@ -97,10 +93,28 @@ def published(*experiments):
     return [table for table in tables if Path(table).is_file()]
 
 
-def parameters(**own):
+def overrides(*experiments):
+    """Keys of the command line that a job on `experiments` hangs on: one that was run without them is run again."""
+    shared = {key: value for key, value in GIVEN.items() if key not in ("shards", "experiments")}
+    # The guesses are scored by the trials of every experiment.
+    own = {
+        name: keys
+        for name, keys in GIVEN.get("experiments", {}).items()
+        if name in experiments or "sensitivity" in experiments
+    }
+    return shared | ({"experiments": own} if own else {})
+
+
+def configured(*experiments):
+    """Tier and overrides of a command as shell words."""
+    given = overrides(*experiments)
+    return f"--tier {TIER}" + (f" --config {skipfold.keys.render(given)}" if given else "")
+
+
+def parameters(*experiments, **own):
     """A notebook's parameters as shell words."""
     given = {"tier": TIER, "results": RESULTS, **own}
-    return skipfold.keys.render(given | ({"overrides": OVERRIDES} if OVERRIDES else {}))
+    return skipfold.keys.render(given | ({"overrides": overrides(*experiments)} if overrides(*experiments) else {}))
 
 
 def check_before_training(workflow):

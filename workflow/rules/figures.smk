@@ -30,7 +30,7 @@ rule linear_comparison:
     resources:
         gpu=int(ON_CUDA),
     params:
-        notebook=parameters(),
+        notebook=parameters("linear_comparison"),
     message:
         "Drawing linear_comparison"
     shell:
@@ -61,7 +61,7 @@ rule schedule_comparison:
         "../../environment.yml"
     threads: SETTINGS["threads"]
     params:
-        notebook=parameters(),
+        notebook=parameters("schedule_comparison"),
     message:
         "Drawing schedule_comparison"
     shell:
@@ -92,7 +92,7 @@ rule accuracy_vs_t:
         "../../environment.yml"
     threads: SETTINGS["threads"]
     params:
-        notebook=lambda wildcards: parameters(model=wildcards.model),
+        notebook=lambda wildcards: parameters(f"accuracy_vs_t_{wildcards.model}", model=wildcards.model),
     message:
         "Drawing accuracy_vs_t of {wildcards.model}"
     shell:

@@ -60,7 +60,7 @@ rule verify:
         "../../environment.yml"
     params:
         results=RESULTS,
-        configured=CONFIGURED,
+        configured=configured(*EXPERIMENTS),
     message:
         "Verifying {RESULTS}"
     shell:

@@ -15,7 +15,7 @@ rule train:
     resources:
         gpu=int(ON_CUDA),
     params:
-        configured=CONFIGURED,
+        configured=lambda wildcards: configured(wildcards.experiment),
     message:
         "Training {wildcards.experiment}, part {wildcards.part} of {wildcards.parts}"
     shell:
@@ -34,7 +34,7 @@ rule pack_records:
     conda:
         "../../environment.yml"
     params:
-        configured=CONFIGURED,
+        configured=configured(*EXPERIMENTS),
     message:
         "Packing the records of tier {TIER}"
     shell:
@@ -49,7 +49,7 @@ rule quote:
         "../../environment.yml"
     threads: SETTINGS["threads"]
     params:
-        configured=CONFIGURED,
+        configured=configured(*EXPERIMENTS),
     message:
         "Measuring a few training steps of each network"
     shell:
