@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from skipfold import config, study
+from skipfold import config, statistics, study
 from skipfold.errors import ConfigError, StoreError
 from skipfold.execute import execute
 from skipfold.statistics import STAMP
@@ -117,3 +117,17 @@ def test_a_table_is_shown_without_its_stamp():
     table = pd.DataFrame({"network": ["cnn3"], "median_us": [1.23456], **dict.fromkeys(STAMP, "x")})
     shown = study.show(table)
     assert list(shown) == ["network", "median_us"] and shown["median_us"].item() == 1.235
+
+
+def test_times_of_an_earlier_run_are_drawn_and_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr("skipfold.timing.measure", None)
+    measured = config.root() / "results" / "long" / "tables"
+    found = study.run("timing", {"tier": "long", "measured": str(measured), "results": str(tmp_path)})
+    pd.testing.assert_frame_equal(found.table, statistics.read(measured / "timing.csv"))
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["savings.csv"]
+    assert (tmp_path / "tables" / "savings.csv").read_text() == (measured / "savings.csv").read_text()
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in ("timing", "roofline") for suffix in ("svg", "png")
+    }
+    with pytest.raises(ConfigError, match=r"measured: .*timing.csv is not there"):
+        study.run("timing", {"tier": "long", "measured": str(tmp_path / "tables")})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,8 +158,19 @@ def test_a_changed_source_runs_its_rules_again(smoke):
     finally:
         source.write_text(text)
         os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "Drawing linear_comparison" in run.stdout
-    assert "Training" not in run.stdout
+    assert "Drawing linear_comparison" in run.stdout and "Drawing timing" in run.stdout
+    assert "Training" not in run.stdout and "Timing prediction" not in run.stdout
+
+
+def test_a_key_of_one_experiment_runs_that_one_and_what_hangs_on_it(smoke):
+    place, _ = smoke
+    run = snakemake(place, "reproduce", "-n", *SMOKE, "experiments={accuracy_vs_t_cnn3: {t: [0, 1]}}")
+    assert run.returncode == 0, run.stdout[-3000:]
+    said = re.findall(r"^Job \d+: (.*)", run.stdout, re.MULTILINE)
+    drawn = {text for text in said if text.startswith("Drawing")}
+    trained = {text.split(",")[0] for text in said if text.startswith("Training")}
+    assert drawn == {"Drawing accuracy_vs_t of cnn3"} and "Timing prediction" not in said
+    assert trained == {"Training accuracy_vs_t_cnn3", "Training sensitivity"} and "Judging the claims" in said
 
 
 def test_snakemake_s_own_report_is_made(smoke, tmp_path):

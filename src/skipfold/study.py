@@ -221,9 +221,9 @@ def times(settings: config.Config) -> dict[str, pd.DataFrame]:
 
 def _measured(folder: Path) -> dict[str, pd.DataFrame]:
     paths = {name: folder / f"{name}.csv" for name in TIMES}
-    if missing := [str(path) for path in paths.values() if not path.is_file()]:
+    if missing := [path for path in paths.values() if not path.is_file()]:
         raise ConfigError(
-            f"measured: {', '.join(missing)} not there; give the folder of the tables of a run, or null to measure now"
+            f"measured: {missing[0]} is not there; give the folder with the tables of a run, or None to measure now"
         )
     return {name: statistics.read(path) for name, path in paths.items()}
 
