@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -156,10 +157,11 @@ def test_validation_by_batch_is_said_beside_the_verdict(results):
     statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
     row = verdict(results, "resnet34_curve")
     assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.02)
-    assert row["remark"].endswith("with the statistics of each batch 0.00000, within the limit")
+    end = r"with the statistics of each batch 0\.00000 \(0\.00000 to 0\.0000\d\), within the limit$"
+    assert re.search(end, row["remark"])
     frame["val_batch_accuracy"] -= 0.03
     statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
-    assert "batch 0.03000, outside the limit" in verdict(results, "resnet34_curve")["remark"]
+    assert "batch 0.03000 (0.03000 to 0.03000), outside the limit" in verdict(results, "resnet34_curve")["remark"]
     assert "batch" not in verdict(results, "cnn3_vs_t_curve")["remark"]
 
 
@@ -171,7 +173,8 @@ def test_statistics_estimated_anew_are_said_beside_the_verdict(results):
     statistics.write(frame, results / "tables" / "schedule_comparison_trials.csv")
     row = verdict(results, "scheduled_from_0.5_level")
     assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.00058 - 0.05)
-    assert row["remark"].endswith("with running statistics estimated anew 0.00058, within the limit")
+    end = "with running statistics estimated anew 0.00058 (0.00055 to 0.00061), within the limit"
+    assert row["remark"].endswith(end)
     assert "anew" not in verdict(results, "scheduled_from_0.5_curve")["remark"]
 
 

@@ -122,8 +122,9 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
         remarks += ["the interval crosses the limit"] if crosses else []
     for split, how in OTHERWISE.items():
         if (otherwise := _otherwise(check, split, results, published)) is not None:
-            sides = "within" if lowest <= otherwise <= highest else "outside"
-            remarks.append(f"{how} {otherwise:.5f}, {sides} the limit")
+            sides = "within" if lowest <= otherwise.value <= highest else "outside"
+            between = f"{otherwise.low:.5f} to {otherwise.high:.5f}"
+            remarks.append(f"{how} {otherwise.value:.5f} ({between}), {sides} the limit")
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
     row |= {"verdict": REPRODUCED if holds else NOT_REPRODUCED, "crosses": crosses}
     return row | numbers | {"remark": "; ".join(filter(None, remarks))} | statistics.stamp(found.rows)
@@ -136,15 +137,15 @@ OTHERWISE = {
 """Splits that a check in eval mode is told of as well, and how they are measured."""
 
 
-def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path) -> float | None:
-    """The value of `check` with validation measured as `split` has it; None where that was not measured."""
+def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path) -> Finding | None:
+    """What `check` finds with validation measured as `split` has it; None where that was not measured."""
     measure = check["measure"]
     selections = {key: measure[key] for key in ("of", "minus") if key in measure}
     if measure["kind"] not in OF_TRAINED or any("split" in selection for selection in selections.values()):
         return None
     moved = {key: selection | {"split": split} for key, selection in selections.items()}
     try:
-        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, results, published).value
+        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, results, published)
     except NotRun:
         return None
 
