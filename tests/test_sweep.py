@@ -254,6 +254,27 @@ def test_a_run_killed_between_groups_goes_on_with_the_rest(digits, tmp_path):
     assert [without_seconds(r["epochs"][-1]) for r in whole] == [without_seconds(r["epochs"][-1]) for r in again]
 
 
+@pytest.mark.cuda
+def test_memory_that_runs_out_in_a_capture_can_be_used_again(digits):
+    trial, dataset = mixed("cnn3")[0], digits.to("cuda")
+
+    class Greedy(Learner):
+        def step(self, batch):
+            super().step(batch)
+            if torch.cuda.is_current_stream_capturing():
+                torch.empty(2**44, dtype=torch.uint8, device="cuda")
+
+    sweep.Bench(trial, dataset, 3)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            sweep.Bench(trial, dataset, 3, learner=Greedy)
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() <= before
+    assert sweep.Bench(trial, dataset, 3).seconds_a_step() > 0
+
+
 @pytest.mark.parametrize(
     ("free", "needed", "wanted", "size"),
     [(80e9, 0.5e9, 16, 16), (4e9, 0.5e9, 16, 7), (1e9, 2e9, 16, 1), (80e9, 0.5e9, 3, 3), (1e9, 0, 4, 4)],
@@ -262,20 +283,21 @@ def test_as_many_as_fit(free, needed, wanted, size):
     assert sweep.fitting(int(free), int(needed), wanted) == size
 
 
-def test_what_is_measured_fastest_and_fits_is_stacked_and_said(digits, monkeypatch, capsys):
-    """Of 5 networks 1, 3 or all in one; all do not fit."""
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_what_is_measured_fastest_and_runs_is_stacked_and_said(error, digits, monkeypatch, capsys):
+    """Of 5 networks 1, 3 or all in one; all do not fit, or have no kernel."""
     seconds = {1: 3.0, 3: 1.0}
 
     def timed(bench):
         if bench.stacked not in seconds:
-            raise torch.OutOfMemoryError("simulated")
+            raise error("simulated")
         return seconds[bench.stacked]
 
     monkeypatch.setattr(sweep.Bench, "seconds_a_step", timed)
     assert sweep.fastest_stacked(mixed("cnn3")[0], digits, 5) == 3
-    assert "cnn3: a step and trial takes with 1 stacked 600000 us, 3 stacked 200000 us; going on with 3" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "cnn3: a step and trial takes with 1 stacked 600000 us, 3 stacked 200000 us; going on with 3" in said
+    assert "cnn3: 5 stacked is left out: simulated" in said
 
 
 @pytest.mark.parametrize("device", DEVICES)

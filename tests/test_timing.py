@@ -27,7 +27,7 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     samples = table["samples_us"].str.split(expand=True).astype(float)
     assert samples.median(axis=1).tolist() == pytest.approx(table["median_us"].tolist(), rel=1e-4)
     on_cuda = device.type == "cuda"
-    assert (table["max_difference"] < (1e-2 if on_cuda else 1e-4)).all()
+    assert (table["max_difference"] < (2e-2 if on_cuda else 1e-4)).all()
     assert set(table["precision"]) == {"tf32" if on_cuda else "float32"}
     assert set(table["measure"]) == ({"host", "device"} if on_cuda else {"host"})
     assert set(table["runtime"]) == ({"eager", "cuda_graph"} if on_cuda else {"eager"})
@@ -74,7 +74,8 @@ def test_every_runtime_predicts_what_the_network_does(name, device):
         for batch in (3, 20):
             x = torch.rand(batch, 1, 28, 28, device=device)
             prediction = timing.predict(built, x)
-            assert prediction.difference < (0.05 if "bf16" in name else 5e-3) and prediction.prepare_seconds > 0
+            allowed = timing.TOLERANCE[timing.RUNTIMES[name].precision(device)]
+            assert prediction.difference < allowed and prediction.prepare_seconds > 0
             for _ in range(2):
                 found = prediction.call()
                 assert found.device.type == device.type

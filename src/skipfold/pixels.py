@@ -24,8 +24,9 @@ class PixelLayer(nn.Module):
     `collapsed` takes raw pixels (see `collapse.fold_preprocessing`) and is float32. On CUDA its weights are held as
     the sum of two float16 matrices, scaled by a power of two per output, which together are as precise as float32; a
     pixel is exact in float16, so that tensor cores multiply what is exact and sum in float32, and no float32 copy of
-    the pixels is written. Elsewhere, and without Triton, `collapsed` itself computes. Raises WeightsError where the
-    weights are not float32, or the outputs too many.
+    the pixels is written. Their sums cut digits off, so that logits are to about 1e-5 of the largest. Elsewhere, and
+    without Triton, `collapsed` itself computes. Raises WeightsError where the weights are not float32, or the outputs
+    too many.
     """
 
     def __init__(self, collapsed: Collapsed):

@@ -19,6 +19,7 @@ from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
 from skipfold.statistics import STAMP
+from skipfold.subject import first_line
 from skipfold.timing import TOLERANCE, contenders
 from skipfold.training import arithmetic
 
@@ -206,7 +207,12 @@ def _pixel_rows(collapsed: Collapsed, device: torch.device, roof: Ceilings) -> l
     layer = fold_preprocessing(collapsed).to(device)
     modules = {PIXELS: layer}
     if device.type == "cuda":
-        modules[FUSED] = PixelLayer(layer).to(device)
+        fused = PixelLayer(layer).to(device)
+        try:
+            fused(torch.zeros(1, *INPUT_SHAPE, dtype=torch.uint8, device=device))
+            modules[FUSED] = fused
+        except Exception as error:  # of many kinds: Triton compiles here, with a compiler that may be missing
+            print(f"roofline: {FUSED} is left out: {first_line(error)}", flush=True)
     rows = []
     for variant, module in modules.items():
         _check_pixels(variant, module, collapsed, device)

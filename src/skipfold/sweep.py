@@ -18,6 +18,7 @@ from skipfold.evaluation import measure_trained
 from skipfold.networks import can_be_stacked
 from skipfold.provenance import stamp
 from skipfold.store import Record, Store
+from skipfold.subject import first_line
 from skipfold.training import Learner, Means, arithmetic, initial_network, measures
 from skipfold.trial import Trial
 
@@ -150,12 +151,14 @@ def choose_stacked(trial: Trial, dataset: Dataset, size: int, steps: int, asked:
 
 
 def fastest_stacked(trial: Trial, dataset: Dataset, size: int) -> int:
-    """The measurement of `choose_stacked`; an arrangement that does not fit the memory is left out."""
+    """The measurement of `choose_stacked`; an arrangement that does not run, or does not fit, is left out."""
     times = {}
     with arithmetic(trial.precision):
         for stacked in dict.fromkeys((1, group_size(size, 4), size)):
-            with contextlib.suppress(torch.OutOfMemoryError):
+            try:
                 times[stacked] = Bench(trial, dataset, size, stacked).seconds_a_step() / size
+            except RuntimeError as error:  # torch.OutOfMemoryError is one, and what cuDNN says of what it does not have
+                print(f"sweep: {trial.network}: {stacked} stacked is left out: {first_line(error)}", flush=True)
             if dataset.train_images.is_cuda:
                 torch.cuda.empty_cache()
     if not times:
@@ -239,7 +242,8 @@ class Bench:
         self.on_cuda = dataset.train_images.device.type == "cuda"
         self.full, self.rest = self.learners[0].full, self.learners[0].rest
         if self.on_cuda:
-            self.streams = [torch.cuda.Stream() for _ in self.learners]
+            # A root of its own: one of the branches would be waited for by those that come later.
+            self.root, *self.streams = (torch.cuda.Stream() for _ in range(1 + len(self.learners)))
             self.pool = torch.cuda.graph_pool_handle()
         self.steps = {
             batch: self._prepare(lambda learner, batch=batch: learner.step(batch), training=True)
@@ -293,25 +297,26 @@ class Bench:
             learner.model.train(training)
         for _ in range(2):
             for learner, stream in zip(self.learners, self.streams, strict=True):
-                learner.cursor.zero_()
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
+                    learner.cursor.zero_()
                     action(learner)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self.pool):
-                root = torch.cuda.current_stream()
+        graph, full, forked = torch.cuda.CUDAGraph(), None, []
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.root):
+            # A capture that is broken off keeps its memory: it has to end before the error goes on.
+            try:
                 for learner, stream in zip(self.learners, self.streams, strict=True):
-                    stream.wait_stream(root)
+                    stream.wait_stream(self.root)
+                    forked.append(stream)
                     with torch.cuda.stream(stream):
                         action(learner)
-                for stream in self.streams:
-                    root.wait_stream(stream)
-        except RuntimeError as error:
-            if isinstance(error.__context__, torch.OutOfMemoryError):  # hidden by the capture that it broke off
-                raise torch.OutOfMemoryError(str(error.__context__)) from error
-            raise
+            except torch.OutOfMemoryError as error:
+                full = str(error)
+            for stream in forked:
+                self.root.wait_stream(stream)
+        if full is not None:
+            raise torch.OutOfMemoryError(full)
         return graph
 
     def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> Iterator[tuple]:

@@ -34,9 +34,9 @@ from skipfold.training import arithmetic
 SAMPLE_SECONDS = 0.002
 """A sample repeats a prediction until it lasts about this long."""
 
-TOLERANCE = {"float32": 1e-3, "tf32": 5e-3, "bf16": 0.1}
+TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
 """Largest difference from the float64 network, relative to its largest logit, at which a network may be timed, by
-precision."""
+precision. TF32 may cut digits off instead of rounding them, which adds up over the layers."""
 
 PROBES = 8
 """Images of each batch whose outputs are compared."""
@@ -440,8 +440,11 @@ def _captured(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
             module(x)
     torch.cuda.synchronize()
     graph, pool = torch.cuda.CUDAGraph(), next((other.pool() for other in GRAPHS), None)
+    # torch.compile's own graphs free every cuBLAS workspace; this one has to have its own, in its pool.
+    torch._C._cuda_clearCublasWorkspaces()
     with torch.cuda.graph(graph, stream=stream, pool=pool):
         output = module(x)
+    torch._C._cuda_clearCublasWorkspaces()
     GRAPHS.add(graph)
 
     def replay() -> torch.Tensor:
