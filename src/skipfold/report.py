@@ -70,10 +70,9 @@ ASSUMPTIONS = (
      "read literally, has the weights the other way round."),
     ("Optimizer of the linear networks", "{linear}", INFERRED,
      "Matches the perceptron's published curve at noise level (rms 0.0005); learning rate 0.001 with momentum 0.9 fits "
-     "as well (0.0006)."),
+     "as well (scored below)."),
     ("Batch size, inputs, perceptron", "batch {batch_size}, pixels in [0, 1], no bias", INFERRED,
-     "From the same fit: batch 128, Adam or normalized inputs miss by 0.0014 to 0.02, a bias by 0.0015. Batch 64 also "
-     "fits the published time of 104.91 µs an image."),
+     "From the same fit. Batch 64 also fits the published time of 104.91 µs an image."),
     ("Last batch of an epoch, of 32 images", "{last_batch}", INFERRED,
      "One step on it can undo a ResNet34 just before it is validated; the published means of 5 trials never fall so "
      "(docs/fit.md). The perceptron fits either way."),
