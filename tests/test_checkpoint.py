@@ -1,6 +1,7 @@
 """Weights are read from files without running code, and only into networks that they fit."""
 
 import os
+from collections import OrderedDict
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from skipfold.checkpoint import load_model, read_state
 from skipfold.deploy import save_state
 from skipfold.errors import CheckpointError
-from skipfold.homotopy import insert_skips, skip_strengths, to_homotopy
+from skipfold.homotopy import insert_skips, skip_strengths, skips, to_homotopy
 from skipfold.networks import build
 
 
@@ -77,6 +78,43 @@ def test_timm_and_safetensors(tmp_path):
     assert torch.equal(loaded.conv1.weight, model.conv1.weight) and loaded.fc.out_features == 4
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnetv2_50x1_bit"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_classes_and_channels_are_those_of_the_layers_that_have_them(name, suffix, tmp_path):
+    """In safetensors, which are sorted by name, other layers come first and last; one classifier is a convolution."""
+    model = timm.create_model(name, num_classes=4, in_chans=1)
+    path = tmp_path / f"weights.{suffix}"
+    safetensors.torch.save_file(model.state_dict(), path) if suffix == "safetensors" else torch.save(
+        model.state_dict(), path
+    )
+    loaded = load_model(f"timm:{name}", path)
+    assert loaded.num_classes == 4
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("weights", "normalize"), [("variance", False), ("convex", True), ("variance", True)])
+def test_other_weights_than_the_paper_s_come_from_the_file(weights, normalize, tmp_path):
+    model = insert_skips(torchvision.models.resnet18(num_classes=3), 0.3, weights, normalize).eval()
+    path, x = tmp_path / "weights.safetensors", torch.rand(2, 3, 32, 32)
+    save_state(model, path)
+    loaded = load_model("torchvision:resnet18", path)
+    assert {(skip.weights, skip.normalize) for skip in skips(loaded).values()} == {(weights, normalize)}
+    torch.testing.assert_close(loaded(x), model(x))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        insert_skips(torchvision.models.resnet18(num_classes=3)).load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(insert_skips(torchvision.models.resnet18(num_classes=3)).state_dict())
+    model.load_state_dict(torchvision.models.resnet18(num_classes=3).state_dict())
+
+
+def test_a_strength_that_is_none_is_refused(tmp_path):
+    state = insert_skips(torchvision.models.resnet18(num_classes=3)).state_dict()
+    state["layer1.0.skip.t"] = torch.tensor(1.7)
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.skip\.t is 1\.7; a skip strength lies in \[0, 1\]"):
+        load_model("torchvision:resnet18", tmp_path / "weights.pt")
+
+
 def test_t_comes_from_the_file_unless_it_is_given(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_state(insert_skips(torchvision.models.resnet18(num_classes=3), 0.25), path)
@@ -99,11 +137,24 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
+class Senseless:
+    """Allowed by name, and called with what it does not take."""
+
+    def __reduce__(self):
+        return OrderedDict, (5,)
+
+
 def test_code_in_a_pickle_is_not_run(tmp_path):
     torch.save({"fc.weight": torch.ones(1), "more": Malicious(tmp_path / "run")}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"weights\.pth: holds more than weights.*\.safetensors"):
         load_model("resnet50", tmp_path / "weights.pth")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_unpickled_is_refused_in_one_line(tmp_path):
+    torch.save(Senseless(), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(tmp_path / "weights.pt")
 
 
 def test_files_that_are_no_state_dict_are_refused(tmp_path):

@@ -13,6 +13,7 @@ from test_recursion import property_test, skip_cnns
 from test_resnet import unsettled
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from skipfold.chains import collapse_convolution
 from skipfold.collapse import Certificate, affine_residual, collapse, fold_preprocessing
@@ -450,6 +451,38 @@ def test_what_bends_outside_of_0_to_1_only_is_refused():
         collapse(model.eval(), (2,), accept_unknown=True)
 
 
+def test_a_division_that_rounds_is_refused_by_name():
+    model = Calls(lambda net, x: net.a(torch.div(x, 2, rounding_mode="floor")), a=nn.Linear(3, 2)).eval()
+    with pytest.raises(NotAffineError, match=r"aten\.div with a rounding mode is not affine"):
+        collapse(model, (3,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: net.a(x) * (1 if x.detach().numpy().min() >= 0 else -1),
+        lambda net, x: net.a(x) + torch.from_numpy(abs(x.numpy()))[:, :2],
+    ],
+    ids=["branch", "sum"],
+)
+def test_what_bends_out_of_torch_s_sight_and_below_0_only_is_refused(function):
+    with pytest.raises(NotAffineError, match="no operator shows it, the residual does"):
+        collapse(Calls(function, a=nn.Linear(3, 2)).eval(), (3,))
+
+
+def test_a_map_whose_gradients_cannot_be_had_in_chunks_is_found_by_its_columns():
+    inner = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
+    check(Calls(lambda net, x: checkpoint(net.a, x, use_reentrant=True), a=inner).double().eval(), (6,))
+
+
+def test_weights_that_the_dtype_does_not_hold_are_refused():
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    for layer in layers:
+        nn.init.constant_(layer.weight, 250.0)
+    with pytest.raises(WeightsError, match=r"torch\.float16 does not hold; call \.float\(\)"):
+        collapse(nn.Sequential(*layers).half().eval(), (4,))
+
+
 def test_values_that_leave_torch_are_unknown():
     model = Calls(lambda net, x: torch.from_numpy(net.a(x).numpy() * 2), a=nn.Linear(2, 2)).eval()
     with pytest.raises(NotAffineError, match="does not depend on the input by any operator"):
@@ -724,9 +757,27 @@ def test_chain_is_one_convolution(name):
     assert certificate.max_error < 1e-12
 
 
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias)
+
+
+class Around(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_a_layer_that_is_there_twice_is_folded_twice():
+    layer = settled(nn.Conv2d(2, 2, 3))
+    chain, x = nn.Sequential(layer, layer), torch.randn(2, 2, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(collapse_convolution(chain)[0](x), chain(x), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("chain", "part"),
     [
+        (nn.Sequential(Standardized(1, 4, 3), nn.Conv2d(4, 2, 3)), "0: Standardized is no convolution"),
+        (Around(nn.Conv2d(1, 1, 3, padding=1)), "network: Around is no convolution"),
         (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)), "1: pads after another layer"),
         (nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 1, 3, padding=1)), "1: pads after another layer"),
         (nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU()), "1: ReLU is no convolution"),

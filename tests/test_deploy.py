@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 
 import onnxruntime
 import pytest
@@ -119,6 +120,36 @@ def test_files_are_as_readable_as_the_umask_lets_them(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "state.safetensors").stat().st_mode) == 0o640
+
+
+class Overflowing(nn.Linear):
+    """Finite in torch, which knows the function; NaN where it is written out by exponentials."""
+
+    def forward(self, x):
+        y = super().forward(x) + 200
+        return torch.logaddexp(y, y + 1) - torch.logaddexp(y, y + 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Overflowing(4, 3), "outputs differ from the network's by nan"),
+        (nn.LayerNorm(4, eps=-1.0), "the network gives NaN or infinity"),
+        (nn.LSTM(4, 3), "the network gives tuple; one tensor is allowed"),
+    ],
+    ids=["by onnxruntime alone", "by the network", "tuple"],
+)
+def test_what_cannot_be_compared_is_no_success(network, words, tmp_path):
+    shape = (2, 4) if isinstance(network, nn.LSTM) else (4,)
+    with pytest.raises(ExportError, match=words):
+        export_onnx(network.eval(), shape, tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnxruntime_it_is_said_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r"onnxruntime is not installed; pip install 'skipfold\[deploy\]'"):
+        export_onnx(nn.Linear(2, 2), (2,), tmp_path / "network.onnx")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

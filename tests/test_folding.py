@@ -11,6 +11,7 @@ from test_recursion import property_test
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import spectral_norm as hooked_spectral_norm
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
@@ -266,6 +267,58 @@ def test_what_is_folded_learns_where_it_did(learns):
     model = unsettled(model).requires_grad_(learns)
     for folded in (fold_affine(model, (2, 5, 5))[0], fold_batchnorm(model)):
         assert {parameter.requires_grad for parameter in folded.parameters()} == {learns}
+
+
+def test_a_batchnorm_of_another_axis_stays():
+    model = unsettled(nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(5), nn.ReLU()))
+    whole, certificate = fold_affine(model, (5, 8), export=False)
+    assert certificate.max_error < 1e-12 and any(isinstance(module, nn.BatchNorm1d) for module in whole.modules())
+
+
+def test_layers_that_a_forward_takes_by_their_places_stay_there():
+    class Stem(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+
+        def forward(self, x):
+            for place in range(3):
+                x = self.layers[place](x)
+            return x
+
+    model, x = unsettled(Stem()), torch.rand(2, 2, 6, 6, dtype=torch.float64)
+    folded = fold_batchnorm(model)
+    torch.testing.assert_close(folded(x), model(x))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+def test_a_layer_whose_weights_a_hook_computes_keeps_its_batchnorm():
+    model = unsettled(nn.Sequential(hooked_spectral_norm(nn.Conv2d(2, 3, 3)), nn.BatchNorm2d(3)))
+    whole, certificate = fold_affine(model, (2, 5, 5), export=False)
+    assert certificate.max_error < 1e-12 and any(isinstance(module, nn.BatchNorm2d) for module in whole.modules())
+
+
+class MadeOtherwise(nn.Conv2d):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+
+
+def test_a_convolution_of_a_subclass_takes_its_batchnorm_where_it_convolves_as_torch_s():
+    class Scaled(MadeOtherwise):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for kind, folds in ((MadeOtherwise, True), (Scaled, False)):
+        model, x = unsettled(nn.Sequential(kind(2, 3), nn.BatchNorm2d(3))), torch.rand(1, 2, 5, 5, dtype=torch.float64)
+        folded = fold_batchnorm(model)
+        torch.testing.assert_close(folded(x), model(x))
+        assert any(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) != folds
+
+
+def test_what_folding_does_not_know_is_said(monkeypatch):
+    monkeypatch.setattr("skipfold.folding._chained", lambda *_: 1 / 0)
+    with pytest.raises(SkipError, match=r"does not know how to rewrite this Linear \(division by zero\)"):
+        fold_affine(nn.Linear(2, 2), (2,))
 
 
 def test_folding_leaves_its_argument_alone():

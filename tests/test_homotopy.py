@@ -222,6 +222,17 @@ def test_a_part_may_do_the_adding():
     assert certificate.additions == 0 and not [m for m in plain.modules() if isinstance(m, Add)]
 
 
+class NamesArguments(AddsByAPart):
+    def forward(self, x):
+        return torch.add(other=x, input=self.two(self.one(x).relu()))
+
+
+def test_an_addition_may_name_what_it_adds():
+    model, x = NamesArguments(None).double(), torch.randn(5, 6, dtype=torch.float64)
+    homotopy, _ = to_homotopy(model, (6,), t=0.25)
+    torch.testing.assert_close(homotopy(x), 0.25 * x + 0.75 * model.two(model.one(x).relu()), rtol=0, atol=1e-12)
+
+
 def test_a_part_is_not_taken_for_an_addition_by_its_name():
     part = nn.Bilinear(6, 6, 6)
     with pytest.raises(SkipError, match="no skip connection found"):

@@ -12,10 +12,12 @@ import torchvision
 from torch import nn
 
 from skipfold.errors import CheckpointError
-from skipfold.homotopy import adding, insert_skips, set_skip_strength, skips
+from skipfold.homotopy import MARKS, adding, insert_skips, set_skip_strength, skips
 from skipfold.networks import NETWORKS, build
 from skipfold.schedules import check_strength
 from skipfold.subject import first_line
+
+TIMM = "timm:"
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state_dict among other things."""
@@ -54,12 +56,16 @@ def load_model(
     ConfigError on bad options and a t outside [0, 1]; SkipError where skips are to be found and are not.
     """
     state = None if path is None else read_state(path)
-    model = _network(name, state or {}, options or {})
+    model = _network(name, options or {})
     if state is not None:
         state = _unprefixed(state, model.state_dict())
+        model = _fitted(model, name, state, options or {})
     stated = [key for key in state or {} if STRENGTH.search(key)]
     if not skips(model) and stated:
-        model = insert_skips(model, among={STRENGTH.sub("", key) for key in stated})
+        variance, normalize = (any(key.endswith(f".{mark}") for key in state) for mark in MARKS)
+        weights = "variance" if variance else "convex"
+        among = {STRENGTH.sub("", key) for key in stated}
+        model = insert_skips(model, weights=weights, normalize=normalize, among=among)
     elif not skips(model) and t is not None:
         model = insert_skips(model, among=None if example is None else adding(model, example))
     if skips(model) and state is not None and not stated and t is None:
@@ -90,7 +96,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path}: holds more than weights, or is damaged, and was not unpickled, since that can run code; save "
             "model.state_dict() alone, best as .safetensors"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of many kinds, from files that are damaged or made to do harm
         raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); is it whole?") from error
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
@@ -113,19 +119,15 @@ def _unprefixed(state: Mapping[str, torch.Tensor], held: Container[str]) -> dict
     return state
 
 
-def _network(name: str, state: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> nn.Module:
+def _network(name: str, options: Mapping[str, Any]) -> nn.Module:
     if name in NETWORKS:
         return build(name, options)
-    classes = [len(value) for key, value in state.items() if value.dim() == 2 and key.endswith("weight")]
-    kernels = [value.shape[1] for key, value in state.items() if value.dim() == 4 and key.endswith("weight")]
-    options = ({"num_classes": classes[-1]} if classes else {}) | dict(options)
-    channels = {"in_chans": kernels[0]} if kernels else {}
     try:
-        if name.startswith("timm:"):
+        if name.startswith(TIMM):
             import timm
 
-            return timm.create_model(name.removeprefix("timm:"), **channels | options)
-        model = torchvision.models.get_model(name.removeprefix("torchvision:"), weights=None, **options)
+            return timm.create_model(name.removeprefix(TIMM), **options)
+        return torchvision.models.get_model(name.removeprefix("torchvision:"), weights=None, **options)
     except ImportError as error:
         raise CheckpointError(f"{name}: timm is not installed; pip install timm") from error
     except Exception as error:  # of many kinds, from the libraries
@@ -133,12 +135,36 @@ def _network(name: str, state: Mapping[str, torch.Tensor], options: Mapping[str,
             f"network {name!r}: {first_line(error)}; allowed are {', '.join(NETWORKS)}, names of torchvision.models, "
             "and timm:NAME"
         ) from error
-    return _with_channels(model, kernels[0]) if kernels else model
 
 
-def _with_channels(model: nn.Module, channels: int) -> nn.Module:
-    """`model` with a first convolution for `channels` channels."""
-    path, first = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+def _fitted(model: nn.Module, name: str, state: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> nn.Module:
+    """`model`, or the network `name` with the numbers of input channels and classes that `state` has."""
+    if name in NETWORKS:
+        return model
+    first = next((path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
+    held, kernel_at, scores_at = model.state_dict(), f"{first}.weight", f"{_classifier(model)}.weight"
+    kernel, scores = state.get(kernel_at), state.get(scores_at)
+    fit = {}
+    if scores is not None and scores.dim() > 1 and len(scores) != len(held[scores_at]):
+        fit["num_classes"] = len(scores)
+    channels = kernel.shape[1] if kernel is not None and kernel.dim() == 4 else None
+    if channels and channels != held[kernel_at].shape[1] and name.startswith(TIMM):
+        fit["in_chans"] = channels
+    if fit:
+        model = _network(name, fit | dict(options))
+    return model if channels is None or name.startswith(TIMM) else _with_channels(model, first, channels)
+
+
+def _classifier(model: nn.Module) -> str | None:
+    """The path of the layer that gives the scores: as timm has it, else the last linear layer."""
+    said = getattr(model, "pretrained_cfg", {}).get("classifier")
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return said if isinstance(said, str) else linear[-1] if linear else None
+
+
+def _with_channels(model: nn.Module, path: str, channels: int) -> nn.Module:
+    """`model` with a first convolution, at `path`, for `channels` channels."""
+    first = model.get_submodule(path)
     if first.in_channels != channels and first.groups == 1:
         other = nn.Conv2d(
             channels,
@@ -169,6 +195,9 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> Non
     if any(problems.values()):
         said = "; ".join(f"{len(keys)} {problem}: {_some(keys)}" for problem, keys in problems.items() if keys)
         raise CheckpointError(f"{path}: does not fit the network: {said}; is it of another network or other options?")
+    for key, value in state.items():
+        if STRENGTH.search(key) and not 0 <= float(value) <= 1:
+            raise CheckpointError(f"{path}: {key} is {float(value):g}; a skip strength lies in [0, 1]")
     model.load_state_dict(held | dict(state))
 
 

@@ -21,6 +21,7 @@ from skipfold.errors import (
     MemoryBoundError,
     NotAffineError,
     TrainingModeError,
+    WeightsError,
     check_count,
 )
 from skipfold.recursion import SkipCNN
@@ -131,11 +132,14 @@ def collapse(
     with certifying(device):
         reference = _Reference(module, shape, dtype, device, max_bytes)
         residual, points, outputs = reference.probe(probes)
-        if reference.structure.unknown and accept_unknown:
-            residual = max(residual, reference.wide_residual())
+        residual = max(residual, reference.wide_residual())
         _refuse(module, reference.structure, residual, accept_unknown)
         weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
+        if not all(parameter.isfinite().all() for parameter in result.parameters()):
+            raise WeightsError(
+                f"the one layer has weights that {dtype} does not hold; call .float() on the module first"
+            )
         error, own_error = _errors_in_dtype(copied(module), result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
@@ -240,9 +244,14 @@ class _Reference:
             part = rows[start : start + self.chunk]
             unit = torch.zeros(len(part), self.outputs, dtype=torch.float64, device=self.device)
             unit[range(len(part)), range(start, start + len(part))] = 1
-            (gradient,) = torch.autograd.grad(
-                y, x, unit, is_grads_batched=True, retain_graph=True, materialize_grads=True
-            )
+            try:
+                (gradient,) = torch.autograd.grad(
+                    y, x, unit, is_grads_batched=True, retain_graph=True, materialize_grads=True
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # of backward passes that are not torch's, and of checkpointed parts
+                return None
             part.copy_(gradient.flatten(1))
         return rows
 

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -37,7 +38,10 @@ def export_onnx(
     where they are not, or where the export fails, and leaves nothing behind then; ModuleError, InputShapeError and
     WeightsError where `module` cannot be run.
     """
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ExportError("onnxruntime is not installed; pip install 'skipfold[deploy]'") from error
 
     shape = sample_shape(example)
     dtype, device = dtype_and_device(module, example)
@@ -46,6 +50,7 @@ def export_onnx(
         inputs = [_random(count, shape, torch.uint8 if uint8 else dtype, device) for count in BATCHES]
         with certifying(device), torch.no_grad(), input_errors(inputs[-1]):
             expected = [module(x.clone()) for x in inputs]
+        _check_outputs(expected)
         with written(path, ExportError) as part:
             try:
                 _write_onnx(module, inputs[-1], part)
@@ -57,6 +62,15 @@ def export_onnx(
             except Exception as error:  # of many kinds, from onnxruntime
                 raise ExportError(f"{path}: onnxruntime does not run the network ({first_line(error)})") from error
             return _compared(path, expected, [torch.from_numpy(output) for output in found], tolerance)
+
+
+def _check_outputs(outputs: Sequence[Any]) -> None:
+    """Raise ExportError where the network's own outputs are nothing to compare with."""
+    for output in outputs:
+        if not isinstance(output, torch.Tensor):
+            raise ExportError(f"the network gives {type(output).__name__}; one tensor is allowed, so wrap the network")
+        if not output.isfinite().all():
+            raise ExportError("the network gives NaN or infinity on inputs in [0, 1]; there is nothing to compare with")
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
@@ -143,13 +157,15 @@ def _compared(
 ) -> float:
     worst = 0.0
     for theirs, ours in zip(expected, found, strict=True):
-        theirs = theirs.detach().cpu()
+        theirs, ours = theirs.detach().cpu().double(), ours.double()
         if theirs.shape != ours.shape:
             raise ExportError(f"{path}: gives {list(ours.shape)} where the network gives {list(theirs.shape)}")
         scale = float(theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny))
-        worst = max(worst, float((theirs - ours).abs().max()) / scale)
-    if not worst <= tolerance:
-        raise ExportError(
-            f"{path}: its outputs differ from the network's by {worst:.1e} of the largest; {tolerance:.0e} are allowed"
-        )
+        error = float((theirs - ours).abs().max()) / scale
+        if not error <= tolerance:  # NaN neither
+            raise ExportError(
+                f"{path}: its outputs differ from the network's by {error:.1e} of the largest; {tolerance:.0e} are "
+                "allowed"
+            )
+        worst = max(worst, error)
     return worst

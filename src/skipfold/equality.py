@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skipfold.errors import InputShapeError, SkipError
+from skipfold.errors import InputShapeError, SkipError, SkipfoldError
 from skipfold.structure import paths
 from skipfold.subject import certifying, copied, dtype_and_device, first_line, in_float64, input_errors, sample_shape
 
@@ -84,13 +84,13 @@ def certify(
         reference = _unsettled(copied(source, torch.float64))
         with in_float64(dtype):
             expected = _run(reference, x)
-            once = convert(reference)
-            max_error = _checked(operation, _difference(once.eval()(x), expected), TOLERANCE)
-            repeated = _checked(f"{operation}, done twice", _difference(convert(once).eval()(x), expected), TOLERANCE)
+            once, found = _rewritten(operation, convert, reference, x)
+            max_error = _checked(operation, _difference(found, expected), TOLERANCE)
+            _, found = _rewritten(operation, convert, once, x)
+            repeated = _checked(f"{operation}, done twice", _difference(found, expected), TOLERANCE)
         x = x.to(dtype)
         expected = _run(copied(source), x)
-        own = convert(copied(source)).eval()
-        found = own(x.clone())
+        own, found = _rewritten(operation, convert, copied(source), x)
         own_error = _checked(operation, _difference(found, expected), OWN_TOLERANCE)
         exported = None
         if export:
@@ -132,6 +132,22 @@ def _run(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if not isinstance(output, torch.Tensor):
         raise InputShapeError(f"the module gives {type(output).__name__}; one tensor is allowed, so wrap the module")
     return output
+
+
+def _rewritten(
+    operation: str, convert: Callable[[nn.Module], nn.Module], source: nn.Module, x: torch.Tensor
+) -> tuple[nn.Module, torch.Tensor]:
+    """What `convert` makes of `source`, in eval mode, and its outputs."""
+    try:
+        model = convert(source).eval()
+        return model, model(x.clone())
+    except (SkipfoldError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of forwards and layers that the rewriting does not know
+        raise SkipError(
+            f"{operation}: does not know how to rewrite this {type(source).__name__} ({first_line(error)}); do without "
+            "folding and cropping, or leave the module out"
+        ) from error
 
 
 def _exported(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from skipfold.homotopy import ADDS, Skip
 from skipfold.subject import first_line
 
 CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
-"""By exact type: a subclass may do something else to its weights."""
+"""By exact type, see `_convolves`."""
 
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCHNORM = nn.modules.batchnorm._BatchNorm
@@ -66,11 +66,17 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     _settle(model)
     _fold_batchnorms(model, _read(model))
-    for module in list(model.modules()):
-        if isinstance(module, nn.Sequential):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Identity) and len(module) > 1:
-                    delattr(module, name)
+    chains = [module for module in model.modules() if isinstance(module, nn.Sequential)]
+    before = [dict(chain._modules) for chain in chains]
+    for chain in chains:
+        for name, child in list(chain.named_children()):
+            if isinstance(child, nn.Identity) and len(chain) > 1:
+                delattr(chain, name)
+    try:
+        _read(model)
+    except SkipError:  # a forward takes the layers of one by their places
+        for chain, layers in zip(chains, before, strict=True):
+            chain._modules = layers
     return model
 
 
@@ -115,7 +121,8 @@ class _Layers(fx.Tracer):
     """Reads a whole network, down to torch's own layers; a part that it cannot read stays whole."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, Skip | CroppedConv2d | BATCHNORM) or super().is_leaf_module(module, path)
+        known = isinstance(module, Skip | BATCHNORM) or _convolves(module)
+        return known or super().is_leaf_module(module, path)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         read, stack = len(self.graph.nodes), self.module_stack.copy()
@@ -154,11 +161,11 @@ def _normalized(model: nn.Module, node: fx.Node) -> bool:
     layer, norm = pair
     if (rest := _after(norm)) is None:
         return False
-    if type(layer) in CONVOLVING:
+    if _convolves(layer):
         folded = fuse_conv_bn_eval(layer, norm)
     elif type(layer) in TRANSPOSED and layer.groups == 1:
         folded = fuse_conv_bn_eval(layer, norm, transpose=True)
-    elif type(layer) is nn.Linear:
+    elif type(layer) is nn.Linear and layer.out_features == norm.num_features:  # else it normalizes another axis
         folded = fuse_linear_bn_eval(layer, norm)
     else:
         return False
@@ -166,6 +173,15 @@ def _normalized(model: nn.Module, node: fx.Node) -> bool:
     model.set_submodule(node.args[0].target, folded)
     model.set_submodule(node.target, rest)
     return True
+
+
+def _convolves(layer: nn.Module) -> bool:
+    """Whether `layer` convolves by its own weights: one of torch's, or of a subclass that is only made otherwise."""
+    own = type(layer)
+    return own in CONVOLVING or any(
+        isinstance(layer, base) and own.forward is base.forward and own._conv_forward is base._conv_forward
+        for base in CONVOLUTIONS
+    )
 
 
 def _after(norm: nn.Module) -> nn.Module | None:
@@ -207,7 +223,9 @@ def _pair(model: nn.Module, node: fx.Node) -> tuple[nn.Module, nn.Module] | None
     before = node.args[0]
     if len(before.users) > 1 or any(_uses(node.graph, each) > 1 for each in (before, node)):
         return None
-    return model.get_submodule(before.target), model.get_submodule(node.target)
+    pair = model.get_submodule(before.target), model.get_submodule(node.target)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in pair)
+    return None if hooked else pair
 
 
 def _uses(graph: fx.Graph, node: fx.Node) -> int:

@@ -26,6 +26,9 @@ WEIGHTS = {
 }
 """Weights of F(x) and skip(x) at skip strength t: the paper's, and the pair whose squares sum to 1."""
 
+MARKS = ("variance", "normalized")
+"""Buffers of a Skip whose weights are not the paper's, so that its state_dict says which they are."""
+
 HALF = (torch.float16, torch.bfloat16)
 """Dtypes in which 1 - t of a t near 1 has few digits left."""
 
@@ -42,7 +45,8 @@ class Skip(nn.Module):
     that there it is the ordinary sum and at t = 0 still F(x).
 
     t is a 0-dim float32 buffer, in a network of any precision, changed in place, so that a captured CUDA graph follows
-    it. It is part of the state_dict; one that lacks it, as a pretrained network's does, leaves it as it is.
+    it. It is part of the state_dict; one that lacks it, as a pretrained network's does, leaves it as it is. Other
+    weights than the paper's are told there too, by an entry `variance` or `normalized`.
     """
 
     t: torch.Tensor
@@ -53,6 +57,9 @@ class Skip(nn.Module):
             raise ConfigError(f"weights: {weights!r} given; allowed are {', '.join(WEIGHTS)}")
         self.weights, self.normalize = weights, normalize
         self.register_buffer("t", torch.tensor(check_strength(t), dtype=torch.float32))
+        for mark, wanted in zip(MARKS, (weights == "variance", normalize), strict=True):
+            if wanted:
+                self.register_buffer(mark, torch.tensor(True))
 
     def forward(self, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         # Autocast gives the two different dtypes; where torch.fx reads this, they are proxies and no dtypes.
@@ -79,7 +86,8 @@ class Skip(nn.Module):
         return f"t={float(self.t):g}, weights={self.weights!r}, normalize={self.normalize}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        state_dict.setdefault(f"{prefix}t", self.t)
+        if f"{prefix}t" not in state_dict:
+            state_dict |= {f"{prefix}{name}": value for name, value in self.named_buffers()}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -212,23 +220,23 @@ def _converted(module: nn.Module, make: Callable[[], Skip]) -> nn.Module | None:
     if type(module) in ORDER:
         return HomotopyBlock(module, make().train(module.training))
     graph = own_graph(module)
-    adds = [(node, first) for node in graph.nodes if (first := _residual(module, node)) is not None]
+    adds = [(node, sides) for node in graph.nodes if (sides := _residual(module, node)) is not None]
     if not adds:
         return None
-    for node, first in adds:
+    for node, sides in adds:
         name = free_name("skip", dir(module))
         module.add_module(name, make().train(module.training))
         with graph.inserting_after(node):
-            weighted = graph.call_module(name, (node.args[first], node.args[1 - first]))
+            weighted = graph.call_module(name, sides)
         node.replace_all_uses_with(weighted)
         graph.erase_node(node)
     return module_of(graph, module)
 
 
-def _residual(module: nn.Module, node: fx.Node) -> int | None:
-    """Which argument of `node` is F where it adds F and skip: both read one value, F through more weight layers."""
-    sides = node.args
-    if (node.op, node.target) not in ADDS or node.kwargs or len(sides) != 2:
+def _residual(module: nn.Module, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """F and skip where `node` adds them: both read one value, F through more weight layers."""
+    sides = (*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs))
+    if (node.op, node.target) not in ADDS or len(node.args) + len(node.kwargs) != 2 or len(sides) != 2:
         return None
     if not all(isinstance(side, fx.Node) for side in sides):
         return None
@@ -237,7 +245,9 @@ def _residual(module: nn.Module, node: fx.Node) -> int | None:
     if all(source.op == "get_attr" for source in shared):
         return None
     layers = [sum(_weight_layers(module, source) for source in mine - shared) for mine in read]
-    return None if layers[0] == layers[1] else layers.index(max(layers))
+    if layers[0] == layers[1]:
+        return None
+    return sides if layers[0] > layers[1] else sides[::-1]
 
 
 def _weight_layers(module: nn.Module, node: fx.Node) -> int:

@@ -172,7 +172,7 @@ class _Watcher(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.note(True, self._reason(name, "draws random numbers"))
         if positions:
-            self._judge(func, name, positions, args)
+            self._judge(func, name, positions, args, kwargs)
             if name in JOINTLY_AFFINE:
                 self._note_rounding(name, (args, kwargs), result)
         self._follow(result, bool(positions) and name not in CONSTANT)
@@ -185,10 +185,12 @@ class _Watcher(TorchDispatchMode):
         values = dict(enumerate(args)) | {names.index(key): value for key, value in kwargs.items()}
         return {i for i, value in values.items() if any(map(self.depends, _tensors(value)))}
 
-    def _judge(self, func, name: str, positions: set[int], args) -> None:
-        if name in JOINTLY_AFFINE or name in CONSTANT:
+    def _judge(self, func, name: str, positions: set[int], args, kwargs) -> None:
+        if kwargs.get("rounding_mode"):
+            self.note(True, self._reason(name, "is not affine", "with a rounding mode "))
+        elif name in JOINTLY_AFFINE or name in CONSTANT:
             return
-        if name in AFFINE_IN:
+        elif name in AFFINE_IN:
             if "batch_norm" in name and True in args[5:6]:
                 self.note(True, self._reason(name, "uses the statistics of the batch"))
             elif not any(positions <= allowed for allowed in AFFINE_IN[name]):
