@@ -37,8 +37,14 @@ def test_images_are_resized_as_torchvision_does():
 
 @pytest.mark.parametrize(
     ("options", "side"),
-    [({}, 6), ({"stem": "imagenet_pool3"}, 8), ({"stem": "unpadded_pool3"}, 11), ({"size": 16}, 11)],
-    ids=["usual", "imagenet_pool3", "unpadded_pool3", "16x16"],
+    [
+        ({}, 6),
+        ({"stem": "imagenet_pool3"}, 8),
+        ({"stem": "padded1_pool3"}, 10),
+        ({"stem": "unpadded_pool3"}, 11),
+        ({"size": 16}, 11),
+    ],
+    ids=["usual", "imagenet_pool3", "padded1_pool3", "unpadded_pool3", "16x16"],
 )
 def test_at_t_1_the_corner_is_seen_alone(options, side):
     """docs/fit.md, What is not met: t = 1."""

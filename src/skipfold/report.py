@@ -610,7 +610,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
         records = [json.loads(line) for line in gzip.decompress(archive.read_bytes()).decode().splitlines()]
     found["trials"] = len(records) or len(set().union(*_digests(tables)))
     found["seconds_of_training"] = round(sum(epoch["seconds"] for record in records for epoch in record["epochs"]), 1)
-    found["precision"] = statistics.join(record["trial"]["precision"] for record in records)
+    found["precision"] = statistics.join(map(_precision, records))
     for key in dict.fromkeys(key for record in records for key in record["provenance"]):
         values = [record["provenance"].get(key) for record in records]
         if key == "data_md5":
@@ -626,6 +626,12 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
         path = root() / name
         found[f"sha256 of {name}"] = sha256(path) if path.is_file() else "no such file"
     return found
+
+
+def _precision(record: dict[str, Any]) -> str:
+    """In which a trial was trained: TF32 is a GPU's, a CPU has float32 then."""
+    asked = record["trial"]["precision"]
+    return "float32" if asked == "tf32" and not record["provenance"].get("cuda") else asked
 
 
 def _digests(tables: dict[str, pd.DataFrame]) -> Iterable[set[str]]:

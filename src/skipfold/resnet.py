@@ -18,6 +18,7 @@ STEMS = {
     "imagenet": (7, 2, 3, (3, 2, 1)),
     "imagenet_pool3": (7, 2, 3, (3, 3, 0)),
     "imagenet_no_maxpool": (7, 2, 3, None),
+    "padded1_pool3": (7, 2, 1, (3, 3, 0)),
     "unpadded": (7, 2, 0, (3, 2, 0)),
     "unpadded_pool3": (7, 2, 0, (3, 3, 0)),
     "stride1": (7, 1, 3, (3, 2, 1)),
