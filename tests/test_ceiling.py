@@ -22,7 +22,7 @@ DATASET = Dataset("blurred", *blurred(1500, 0), *blurred(1000, 1), {})
 
 
 def test_best_affine_ends_where_scikit_learn_ends():
-    found = best_affine(DATASET, epochs=2).set_index(["classifier", "stop"])
+    found = best_affine(DATASET, iterations=200, epochs=2).set_index(["classifier", "stop"])
     end = found.loc[("logistic regression, L-BFGS", "end")]
     assert end["gradient"] < 1e-3
     images, labels = DATASET.train_images.flatten(1).numpy() / 255, DATASET.train_labels.numpy()

@@ -283,8 +283,8 @@ class _Reference:
     def _check(self, needed: int, what: str) -> None:
         if needed > self.max_bytes:
             raise MemoryBoundError(
-                f"collapsing takes at least {needed / 2**30:.2f} GiB ({what}), {self.max_bytes / 2**30:.2f} GiB are "
-                f"allowed; set max_bytes to {needed} or more, or use a smaller input",
+                f"collapsing takes at least {needed / 2**20:,.2f} MiB ({what}), {self.max_bytes / 2**20:,.2f} MiB are "
+                f"allowed; set max_bytes (--max-memory) to {needed} or more, or use a smaller input",
                 needed,
             )
 

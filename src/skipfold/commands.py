@@ -147,7 +147,7 @@ def _collapsed(given: argparse.Namespace):
     layer, certificate = collapse(
         _model(given),
         given.input_shape,
-        max_bytes=given.max_memory or MAX_BYTES,
+        max_bytes=MAX_BYTES if given.max_memory is None else given.max_memory,
         accept_unknown=given.accept_unknown,
         exact=given.exact,
     )
@@ -180,7 +180,7 @@ def _inspect(given: argparse.Namespace) -> None:
 
     found = inspection.connections(_model(given), given.input_shape)
     if not found:
-        print("no skip connections")
+        print("no skip connections" + (f"; {given.svg} is not written" if given.svg else ""))
         return
     Console().print(inspection.table(found))
     if given.svg:

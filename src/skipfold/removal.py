@@ -27,10 +27,10 @@ def remove_skips(
 ) -> tuple[nn.Module, Equality]:
     """A copy of `model`, whose t are all 0, in eval mode without skips, and the certificate that it is the same.
 
-    No addition, no projection, no t; blocks that are left as a chain become an nn.Sequential. `fold` puts BatchNorms
-    into the layers before them, `crop` leaves out the taps of kernels that only ever meet padding: exact for the
-    size of `example` (a batch, or the shape of one sample), refused for others. `export` certifies what torch.export
-    makes of the result too.
+    No addition, no projection, no t; blocks that are left as a chain become an nn.Sequential. Only what a Skip adds is
+    a skip here: other additions stay, and the certificate counts them. `fold` puts BatchNorms into the layers before
+    them, `crop` leaves out the taps of kernels that only ever meet padding: exact for the size of `example` (a batch,
+    or the shape of one sample), refused for others. `export` certifies what torch.export makes of the result too.
 
     Raises SkipError, naming the blocks, where a t is not 0, and where the result is not the same function;
     ModuleError, InputShapeError and WeightsError where `model` cannot be run.
