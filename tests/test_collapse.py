@@ -587,7 +587,7 @@ def test_chunks_under_a_memory_bound_give_the_same(outputs):
     model = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(120, outputs)).double().eval()
     whole, _ = collapse(model, (1, 30))
     least = least_bytes(model, (1, 30))
-    with pytest.raises(MemoryBoundError, match=f"set max_bytes to {least} or more"):
+    with pytest.raises(MemoryBoundError, match=f"set max_bytes .* to {least} or more"):
         collapse(model, (1, 30), max_bytes=least - 1)
     for bound in (least, 2 * least, 5 * least):
         bounded, _ = collapse(model, (1, 30), max_bytes=bound)

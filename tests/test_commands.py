@@ -50,7 +50,7 @@ def test_certify_names_what_is_not_affine(capsys):
 
 def test_memory_bound_is_said(cnn3, capsys):
     assert main(["certify", *cnn3, *SHAPE, "--max-memory", "1KiB"]) == 1
-    assert "set max_bytes to" in capsys.readouterr().err
+    assert "set max_bytes (--max-memory) to 513432" in capsys.readouterr().err
 
 
 def test_skips_are_removed_where_the_checkpoint_says_so(tmp_path, capsys):
