@@ -1,6 +1,7 @@
-"""What an epoch's last step does to the running statistics of a ResNet, and what estimating them anew gives.
+"""What single steps do to the accuracy and the running statistics of a ResNet, and what estimating them anew gives.
 
     python benchmarks/running_statistics.py schedule_comparison scheduled_from_0.5 3 --epochs 10
+    python benchmarks/running_statistics.py schedule_comparison scheduled_from_0.9 1 --epochs 10 --every 40
     python benchmarks/running_statistics.py accuracy_vs_t_resnet34 t=0.995 3 --keep-last-batch
 
 A trial of the paper tier, named by its experiment, arm and index, is trained on all 60,000 images on the CPU, by one
@@ -10,6 +11,7 @@ thread. They are 937 batches of 64 and one of 32, which that tier leaves out.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, quantiles
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ def trial_of(experiment: str, arm: str, index: int, overrides: dict[str, Any]) -
     return found[0]
 
 
-def validate(learner: Learner) -> str:
+def validate(learner: Learner) -> tuple[float, float]:
     """Validation accuracy by batch statistics and in eval mode; the epoch goes on where it was."""
     cursor, totals, images = learner.cursor.clone(), learner.totals.clone(), len(learner.dataset.val_images)
     learner.measure_by_batch()
@@ -42,7 +44,12 @@ def validate(learner: Learner) -> str:
     learner.model.train()
     learner.cursor.copy_(cursor)
     learner.totals.copy_(totals)
-    return f"{by_batch:.4f}, {in_eval:.4f}"
+    return by_batch, in_eval
+
+
+def shown(validated: tuple[float, float]) -> str:
+    """Both accuracies in four digits."""
+    return ", ".join(f"{accuracy:.4f}" for accuracy in validated)
 
 
 def main() -> None:
@@ -52,6 +59,7 @@ def main() -> None:
     parser.add_argument("arm")
     parser.add_argument("index", type=int)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--every", type=int, metavar="STEPS", help="between validations within the last epoch")
     parser.add_argument("--keep-last-batch", action="store_true", help="of 32 images, which the paper tier leaves out")
     parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="other values of keys")
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files; default: as in make reproduce")
@@ -63,14 +71,22 @@ def main() -> None:
     learner, order = Learner(trial, dataset), trial.generator("order")
     print("epoch  training  validation by batch, in eval mode: before the last step, after it")
     sizes = [trial.batch_size] * learner.full + [learner.rest] * (learner.rest > 0)
+    within = []
     for number, t in enumerate(trial.strengths[: arguments.epochs], start=1):
         learner.begin([t], [torch.randperm(len(dataset.train_images), generator=order)])
-        for size in sizes[:-1]:
+        for step, size in enumerate(sizes[:-1], start=1):
             learner.step(size)
+            if arguments.every and number == arguments.epochs and step % arguments.every == 0:
+                within.append(validate(learner))
+                print(f"after {step} steps  {shown(within[-1])}", flush=True)
         before = validate(learner)
         learner.step(sizes[-1])
         ((_, trained),) = learner.means(learner.trained_images)
-        print(f"{number:5d}  {trained:8.4f}  {before}  {validate(learner)}", flush=True)
+        print(f"{number:5d}  {trained:8.4f}  {shown(before)}  {shown(validate(learner))}", flush=True)
+    for name, values in zip(("by batch", "in eval mode"), zip(*within, strict=True), strict=False):
+        low, middle, high = quantiles(values, n=4)
+        spread = f"quartiles {low:.4f}, {middle:.4f}, {high:.4f}, lowest {min(values):.4f}"
+        print(f"within the last epoch {name}, {len(values)} values: mean {mean(values):.4f}, {spread}")
     print(f"in eval mode with statistics estimated anew: {reestimated(learner.network(0), dataset):.4f}")
 
 

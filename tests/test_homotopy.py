@@ -188,6 +188,29 @@ def test_skips_of_your_own_network_are_found(t):
     torch.testing.assert_close(homotopy(x), model.at(x, t), rtol=0, atol=1e-12)
 
 
+class AddsInARow(nn.Module):
+    """As a transformer's block does; the third addition adds the same input once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        once = x + self.first(x)
+        return once + self.second(once) + once
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_additions_in_a_row_have_a_strength_each(t):
+    model = AddsInARow().double()
+    homotopy, certificate = to_homotopy(model, (6,), t=t)
+    assert len(skips(homotopy)) == certificate.additions == 3
+    x = torch.randn(5, 6, dtype=torch.float64)
+    once = (1 - t) * model.first(x) + t * x
+    twice = (1 - t) * model.second(once) + t * once
+    torch.testing.assert_close(homotopy(x), (1 - t) * twice + t * once)
+
+
 class Add(nn.Module):
     def forward(self, a, b):
         return a + b

@@ -220,17 +220,19 @@ def _converted(module: nn.Module, make: Callable[[], Skip]) -> nn.Module | None:
     if type(module) in ORDER:
         return HomotopyBlock(module, make().train(module.training))
     graph = own_graph(module)
-    adds = [(node, sides) for node in graph.nodes if (sides := _residual(module, node)) is not None]
-    if not adds:
-        return None
-    for node, sides in adds:
+    adds = False
+    for node in list(graph.nodes):
+        # Read now: one of its sides may be an addition that was just replaced.
+        if (sides := _residual(module, node)) is None:
+            continue
+        adds = True
         name = free_name("skip", dir(module))
         module.add_module(name, make().train(module.training))
         with graph.inserting_after(node):
             weighted = graph.call_module(name, sides)
         node.replace_all_uses_with(weighted)
         graph.erase_node(node)
-    return module_of(graph, module)
+    return module_of(graph, module) if adds else None
 
 
 def _residual(module: nn.Module, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
