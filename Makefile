@@ -30,7 +30,7 @@ help:  ## list the targets
 
 reproduce: setup  ## run the experiments and make the report
 	$(RUN) snakemake reproduce $(CONFIG)
-	@$(RUN) python -m skipfold where $(if $(TIER),--tier $(TIER))
+	@$(RUN) python -m skipfold.replication where $(if $(TIER),--tier $(TIER))
 
 # Two processes of one thread each; a file's tests stay in one, since they share what was made.
 test: lint  ## lint, then run the whole test suite
@@ -46,7 +46,7 @@ gpu: setup  ## where a GPU is: CUDA tests, engine benchmark, paper tier, one log
 	$(RUN) python benchmarks/gpu.py
 
 docs: setup  ## make the API reference from the docstrings, in docs/api
-	$(RUN) python -m pdoc skipfold '!skipfold.__main__' -o docs/api
+	$(RUN) python -m pdoc skipfold '!skipfold.__main__' '!skipfold.replication.__main__' -o docs/api
 
 setup: $(INSTALLED)  ## create .venv from the lock
 

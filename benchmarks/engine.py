@@ -29,14 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from skipfold import config, experiments
-from skipfold.data import FOLDER_VARIABLE, Dataset, load
 from skipfold.networks import CLASSES, INPUT_SHAPE, build
-from skipfold.products import ProductConv2d, with_products
-from skipfold.provenance import device_name
-from skipfold.sweep import Bench
-from skipfold.training import Learner, arithmetic, use_device
-from skipfold.trial import Trial
+from skipfold.replication import config, experiments
+from skipfold.replication.data import FOLDER_VARIABLE, Dataset, load
+from skipfold.replication.products import ProductConv2d, with_products
+from skipfold.replication.provenance import device_name
+from skipfold.replication.sweep import Bench
+from skipfold.replication.training import Learner, arithmetic, use_device
+from skipfold.replication.trial import Trial
 
 
 def seconds_per_step(step, steps: int, warm_up: int) -> float:

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from skipfold import config, experiments
-from skipfold.data import load
-from skipfold.evaluation import reestimated
 from skipfold.keys import parse
-from skipfold.training import Learner
-from skipfold.trial import Trial
+from skipfold.replication import config, experiments
+from skipfold.replication.data import load
+from skipfold.replication.evaluation import reestimated
+from skipfold.replication.training import Learner
+from skipfold.replication.trial import Trial
 
 
 def trial_of(experiment: str, arm: str, index: int, overrides: dict[str, Any]) -> Trial:

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 import yaml
 
-from skipfold import config, experiments, statistics, sweep
-from skipfold.data import Dataset, load
-from skipfold.provenance import device_name
-from skipfold.store import Store
-from skipfold.training import Learner, initial_network, use_device
-from skipfold.trial import Optimizer, Trial
+from skipfold.replication import config, experiments, statistics, sweep
+from skipfold.replication.data import Dataset, load
+from skipfold.replication.provenance import device_name
+from skipfold.replication.store import Store
+from skipfold.replication.training import Learner, initial_network, use_device
+from skipfold.replication.trial import Optimizer, Trial
 
 SMALL_SPLITS = ("val", "train")
 RESNET_SPLITS = ("val", "val_batch", "train")

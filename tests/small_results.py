@@ -2,9 +2,9 @@
 
 import torch
 
-from skipfold import claims, config, data, experiments, figures, report, statistics
-from skipfold.store import Store
-from skipfold.sweep import run
+from skipfold.replication import claims, config, data, experiments, figures, report, statistics
+from skipfold.replication.store import Store
+from skipfold.replication.sweep import run
 
 
 def settings():

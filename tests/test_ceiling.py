@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from skipfold.ceiling import best_affine
-from skipfold.data import Dataset
+from skipfold.replication.ceiling import best_affine
+from skipfold.replication.data import Dataset
 
 
 def blurred(count, seed):

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from skipfold import claims, statistics
-from skipfold.config import root
 from skipfold.errors import ConfigError
+from skipfold.replication import claims, statistics
+from skipfold.replication.config import root
 
 CHECKS = {check["id"]: check for claim in claims.load() for check in claim["checks"]}
 TRAINED = ("linear_comparison", "schedule_comparison", "accuracy_vs_t_resnet34", "accuracy_vs_t_resnet18",

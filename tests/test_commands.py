@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from skipfold.__main__ import main
+from skipfold.commands import main
 from skipfold.deploy import load_collapsed, save_state
 from skipfold.homotopy import insert_skips
 from skipfold.inspection import connections, drawing

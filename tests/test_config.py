@@ -5,9 +5,9 @@ import pytest
 import torch
 import yaml
 
-from skipfold import config, experiments
 from skipfold.errors import ConfigError
 from skipfold.keys import get, parse, put, render, typed
+from skipfold.replication import config, experiments
 
 BAD = {
     "trials=0": "trials: 0 given",

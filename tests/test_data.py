@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from skipfold import data
 from skipfold.errors import ConfigError, DataError
+from skipfold.replication import data
 
 COUNTS = {"train": 7, "t10k": 3}
 

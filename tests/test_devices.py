@@ -17,17 +17,17 @@ from torch.utils._pytree import tree_leaves
 from skipfold import structure
 from skipfold.chains import collapse_convolution
 from skipfold.collapse import collapse, fold_preprocessing
-from skipfold.data import Dataset
 from skipfold.errors import NotAffineError
-from skipfold.evaluation import measure_trained
 from skipfold.folding import fold_affine
 from skipfold.homotopy import Skip, set_skip_strength, to_homotopy
 from skipfold.networks import INPUT_SHAPE, NETWORKS, build
-from skipfold.products import TwoByTwoConv2d, with_products
 from skipfold.removal import remove_skips
-from skipfold.timing import build_in, contenders
-from skipfold.training import Learner, initial_network
-from skipfold.trial import Optimizer, Trial
+from skipfold.replication.data import Dataset
+from skipfold.replication.evaluation import measure_trained
+from skipfold.replication.products import TwoByTwoConv2d, with_products
+from skipfold.replication.timing import build_in, contenders
+from skipfold.replication.training import Learner, initial_network
+from skipfold.replication.trial import Optimizer, Trial
 
 CUDA = torch.device("cuda")
 

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import nn
 
-from skipfold.data import Dataset
-from skipfold.evaluation import accuracy, predict, reestimated
-from skipfold.training import Learner
-from skipfold.trial import Trial
+from skipfold.replication.data import Dataset
+from skipfold.replication.evaluation import accuracy, predict, reestimated
+from skipfold.replication.training import Learner
+from skipfold.replication.trial import Trial
 
 
 def images(count, seed):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from skipfold import config, experiments
 from skipfold.errors import ConfigError
 from skipfold.keys import parse
-from skipfold.trial import Optimizer
+from skipfold.replication import config, experiments
+from skipfold.replication.trial import Optimizer
 
 
 def load(*pairs):

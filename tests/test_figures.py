@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skipfold import figures, statistics
+from skipfold.replication import figures, statistics
 
 STAMP = {"tier": "quick", "device": "CPU (any)", "torch": "2.11.0", "cuda": None, "commit": "abc", "date": "2026-01-01"}
 

@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from skipfold import config, statistics, study
 from skipfold.errors import ConfigError, StoreError
-from skipfold.execute import execute
-from skipfold.statistics import STAMP
+from skipfold.replication import config, statistics, study
+from skipfold.replication.execute import execute
+from skipfold.replication.statistics import STAMP
 
 NOTEBOOKS = sorted((config.root() / "notebooks").glob("*.ipynb"))
 
@@ -120,7 +120,7 @@ def test_a_table_is_shown_without_its_stamp():
 
 
 def test_times_of_an_earlier_run_are_drawn_and_not_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr("skipfold.timing.measure", None)
+    monkeypatch.setattr("skipfold.replication.timing.measure", None)
     measured = config.root() / "results" / "long" / "tables"
     found = study.run("timing", {"tier": "long", "measured": str(measured), "results": str(tmp_path)})
     pd.testing.assert_frame_equal(found.table, statistics.read(measured / "timing.csv"))

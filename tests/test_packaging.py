@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -222,3 +223,16 @@ def test_unfit_python_is_named_in_one_line(clone, trouble, words):
 def test_tier_reaches_snakemake(clone):
     assert "snakemake reproduce --config tier=smoke\n" in clone.make("-n", "reproduce", "TIER=smoke").stdout
     assert "--config" not in clone.make("-n", "reproduce").stdout
+
+
+def test_the_library_does_not_need_the_replication():
+    code = """
+import importlib, pkgutil, sys
+import skipfold
+for module in pkgutil.iter_modules(skipfold.__path__):
+    if module.name not in ("replication", "__main__"):
+        importlib.import_module(f"skipfold.{module.name}")
+print(*{"skipfold.replication", "pandas", "jinja2", "jsonschema", "sklearn"} & set(sys.modules))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

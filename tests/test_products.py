@@ -10,7 +10,7 @@ from torch import nn
 
 from skipfold.cropping import crop_dead_taps
 from skipfold.networks import INPUT_SHAPE, build
-from skipfold.products import CoveringConv2d, TwoByTwoConv2d, with_products
+from skipfold.replication.products import CoveringConv2d, TwoByTwoConv2d, with_products
 
 
 def kinds(model: nn.Module) -> list[type[nn.Module]]:

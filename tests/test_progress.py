@@ -1,7 +1,7 @@
 """progress: one line an epoch where there is no terminal."""
 
-from skipfold.progress import Progress
-from skipfold.trial import Trial
+from skipfold.replication.progress import Progress
+from skipfold.replication.trial import Trial
 
 
 def test_lines_say_how_far_it_is(capsys):

@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from skipfold import provenance
+from skipfold.replication import provenance
 
 
 @pytest.fixture

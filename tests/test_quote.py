@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from skipfold import config, experiments, quote
 from skipfold.keys import parse
-from skipfold.store import Store
-from skipfold.trial import Trial
+from skipfold.replication import config, experiments, quote
+from skipfold.replication.store import Store
+from skipfold.replication.trial import Trial
 
 OTHERS = [name for name in experiments.TRAINED if name not in ("accuracy_vs_t_cnn3", "accuracy_vs_t_shallow_linear")]
 

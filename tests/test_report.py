@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from small_results import shared
 
-from skipfold import claims, experiments, figures, report, statistics
 from skipfold.errors import ConfigError
+from skipfold.replication import claims, experiments, figures, report, statistics
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 STAMP = {"tier": "smoke", "device": "CPU (any, 1 thread)", "torch": "2", "date": "2026-01-01"}

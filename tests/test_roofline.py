@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from skipfold import roofline
 from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import DeviceError
 from skipfold.folding import fold_batchnorm
 from skipfold.networks import build
 from skipfold.removal import strip
+from skipfold.replication import roofline
 
 CPU = torch.device("cpu")
 STAMP = {"tier": "smoke", "device": "any", "torch": "2", "cuda": None, "commit": "abc", "date": "2026-01-01"}

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from skipfold import config, experiments, figures, sensitivity, statistics
-from skipfold.config import root
+from skipfold.replication import config, experiments, figures, sensitivity, statistics
+from skipfold.replication.config import root
 
 PUBLISHED = root() / "results" / "published"
 STATIC = {

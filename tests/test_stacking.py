@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from skipfold.cropping import crop_dead_taps
 from skipfold.homotopy import Skip, set_skip_strength
 from skipfold.networks import INPUT_SHAPE, build
-from skipfold.stacking import StackedConv2d, StackedSkip, put, set_strengths, stack, take
+from skipfold.replication.stacking import StackedConv2d, StackedSkip, put, set_strengths, stack, take
 
 STRENGTHS = (0.125, 0.5, 0.875)
 

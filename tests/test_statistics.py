@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from skipfold import statistics
 from skipfold.errors import StoreError
+from skipfold.replication import statistics
 
 
 def test_savings_compare_eager_with_eager_and_fastest_with_fastest_of_a_precision():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from skipfold.errors import StoreError
-from skipfold.store import Store
-from skipfold.trial import Trial
+from skipfold.replication.store import Store
+from skipfold.replication.trial import Trial
 
 TRIALS = [Trial(experiment="e", arm="a", index=index, network="perceptron") for index in range(3)]
 

@@ -8,12 +8,12 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from skipfold import evaluation, sweep, training
-from skipfold.data import load, to_input
 from skipfold.errors import ConfigError, DeviceError
-from skipfold.store import Store
-from skipfold.training import Learner, initial_network, resolve_device, train, use_device
-from skipfold.trial import Optimizer, Trial
+from skipfold.replication import evaluation, sweep, training
+from skipfold.replication.data import load, to_input
+from skipfold.replication.store import Store
+from skipfold.replication.training import Learner, initial_network, resolve_device, train, use_device
+from skipfold.replication.trial import Optimizer, Trial
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 NETWORKS = ["perceptron", "cnn3", "shallow_leaky_relu", "resnet18", "resnet34_linear_avgpool"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from skipfold import timing
 from skipfold.errors import DeviceError
+from skipfold.replication import timing
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.cuda)]

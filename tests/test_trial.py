@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skipfold.errors import ConfigError
-from skipfold.trial import Optimizer, Trial
+from skipfold.replication.trial import Optimizer, Trial
 
 TRIAL = Trial(experiment="e", arm="a", index=0, network="perceptron")
 

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from small_results import settings, shared
 
-from skipfold import report, statistics, verify
 from skipfold.errors import VerificationError
+from skipfold.replication import report, statistics, verify
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import papermill
 import pytest
 import torch
 
-from skipfold import config, experiments, records, report, statistics, study, sweep
-from skipfold.__main__ import main
 from skipfold.errors import NotebookError
-from skipfold.execute import execute
-from skipfold.store import Store
-from skipfold.trial import Trial
+from skipfold.replication import config, experiments, records, report, statistics, study, sweep
+from skipfold.replication.__main__ import main
+from skipfold.replication.execute import execute
+from skipfold.replication.store import Store
+from skipfold.replication.trial import Trial
 
 PARTS = ("Snakefile", "config", "environment.yml", "notebooks", "profiles", "results/published", "src", "workflow")
 SMOKE = ["--config", "tier=smoke"]

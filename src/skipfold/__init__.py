@@ -8,5 +8,5 @@
 - `skipfold.folding.fold_affine`: neighbouring affine layers as one, at any t.
 - `skipfold.errors`: what is raised.
 
-The other modules are the replication's: see docs/design.md. Everything is imported from its own module.
+Everything is imported from its own module. The replication that this grew from is `skipfold.replication`.
 """

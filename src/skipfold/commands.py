@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from skipfold.errors import CheckpointError, ConfigError
+from skipfold.errors import CheckpointError, ConfigError, SkipfoldError
 from skipfold.keys import parse
 
 # torch takes seconds to import: each command imports what it needs.
@@ -22,8 +23,29 @@ exit status: 0 done, 1 an error, said in one line, 2 a command that cannot be re
 """
 
 
-def add(commands) -> None:
-    """Add the commands to argparse's `commands`."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives its exit status, see `run`."""
+    return run(_parser(), arguments)
+
+
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stopped: str = "stopped") -> int:
+    """Run the command that `parser` reads; gives 0, 1 after a SkipfoldError's one line, or 130 after Ctrl-C."""
+    given = parser.parse_args(arguments)
+    try:
+        return given.run(given) or 0
+    except SkipfoldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="skipfold", description="Collapse affine networks, and take the skip connections out of any ResNet."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
     collapse = _command(
         commands,
         _collapse,
@@ -77,6 +99,7 @@ def add(commands) -> None:
         "--input-shape", type=_sizes, metavar="C,H,W", help="of one sample; with it only what adds on one is read"
     )
     inspect.add_argument("--svg", type=Path, metavar="FILE", help="draw them too")
+    return parser
 
 
 def _command(commands, run, name: str, text: str, example: str) -> argparse.ArgumentParser:

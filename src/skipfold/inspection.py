@@ -13,7 +13,6 @@ from rich.table import Table
 from torch import fx, nn
 
 from skipfold.errors import ExportError, SkipError
-from skipfold.figures import STYLE
 from skipfold.files import written
 from skipfold.graphs import sources
 from skipfold.homotopy import HomotopyBlock, adding, insert_skips, skips
@@ -136,8 +135,8 @@ def drawing(found: list[Connection], title: str) -> Figure:
     """The connections as a drawing: values in a row, F between them, each skip an arc as wide as its weight."""
     last = max((each.end for each in found), default=0)
     rows = max(1, -(-last // PER_ROW))
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 0.5 + 1.45 * rows), layout="constrained")
+    with matplotlib.style.context("skipfold.skipfold"):
+        figure = Figure(figsize=(7.0, 0.5 + 1.45 * rows))
         figure.suptitle(title, fontsize=9)
         for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
             _draw_row(axes, found, row * PER_ROW, min(last, (row + 1) * PER_ROW))
@@ -146,7 +145,7 @@ def drawing(found: list[Connection], title: str) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write `figure` as SVG. Raises ExportError where `path` cannot be written."""
-    with written(path, ExportError) as part, matplotlib.style.context(STYLE):
+    with written(path, ExportError) as part, matplotlib.style.context("skipfold.skipfold"):
         figure.savefig(part, format="svg", metadata={"Date": None})
 
 

@@ -1,13 +1,14 @@
 # Defines the checked configuration, the paths, and the helpers that the rules share.
 
+import ast
 import shlex
 import sys
 from pathlib import Path
 
-import skipfold.config
+import skipfold.replication.config
 import skipfold.files
 import skipfold.keys
-import skipfold.records
+import skipfold.replication.records
 import torch
 import yaml
 from skipfold.errors import SkipfoldError
@@ -27,9 +28,9 @@ shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH
 # Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
 GIVEN = {key: value for key, value in skipfold.keys.typed(config).items() if key != "tier" and value != COMMON.get(key)}
-TIER, NOTE = or_exit(skipfold.config.resolve_tier, config["tier"])
-SETTINGS = or_exit(skipfold.config.load, TIER, GIVEN)
-or_exit(skipfold.files.writable, skipfold.config.folder(SETTINGS))
+TIER, NOTE = or_exit(skipfold.replication.config.resolve_tier, config["tier"])
+SETTINGS = or_exit(skipfold.replication.config.load, TIER, GIVEN)
+or_exit(skipfold.files.writable, skipfold.replication.config.folder(SETTINGS))
 ON_CUDA = SETTINGS["device"].startswith("cuda") or (SETTINGS["device"] == "auto" and torch.cuda.is_available())
 
 RESULTS = f"{SETTINGS['results']}/{TIER}"
@@ -45,33 +46,28 @@ TABLES = expand(f"{RESULTS}/tables/{{name}}.csv", name=[*EXPERIMENTS, "timing", 
 
 
 def sources(*modules):
-    """Files of the core that a rule depends on; Snakemake would see a change of the rule alone."""
-    return [f"src/skipfold/{module}.py" for module in modules]
+    """Files of the replication that a rule depends on; Snakemake would see a change of the rule alone."""
+    return [f"src/skipfold/replication/{module}.py" for module in modules]
 
 
-CONFIG_FILES = or_exit(skipfold.config.files, TIER)
-TRAINING = CONFIG_FILES + sources(
-    "collapse",
-    "cropping",
-    "data",
-    "evaluation",
-    "experiments",
-    "homotopy",
-    "networks",
-    "products",
-    "records",
-    "recursion",
-    "removal",
-    "resnet",
-    "schedules",
-    "stacking",
-    "structure",
-    "sweep",
-    "training",
-    "trial",
-)
+def with_imports(*modules):
+    """The same, and those of all of skipfold that they import."""
+    found, left = set(), sources(*modules)
+    while left:
+        file = left.pop()
+        found.add(file)
+        for node in ast.walk(ast.parse(Path(file).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("skipfold"):
+                names = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+                files = [f"src/{name.replace('.', '/')}.py" for name in names]
+                left += [each for each in files if each not in found and Path(each).is_file()]
+    return sorted(found)
+
+
+CONFIG_FILES = or_exit(skipfold.replication.config.files, TIER)
+TRAINING = CONFIG_FILES + with_imports("records")
 SHOWING = CONFIG_FILES + sources("figures", "statistics", "study") + ["src/skipfold/skipfold.mplstyle"]
-PAGE = sorted(map(str, [*Path("workflow/report").glob("*.rst"), *Path("src/skipfold/templates").iterdir()]))
+PAGE = sorted(map(str, [*Path("workflow/report").glob("*.rst"), *Path("src/skipfold/replication/templates").iterdir()]))
 
 
 wildcard_constraints:
@@ -120,4 +116,4 @@ def parameters(*experiments, **own):
 def check_before_training(workflow):
     """One line and no job where data, device or folders are missing; other machines check their own device."""
     if set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"}:
-        or_exit(skipfold.records.check, SETTINGS, workflow.local_exec)
+        or_exit(skipfold.replication.records.check, SETTINGS, workflow.local_exec)

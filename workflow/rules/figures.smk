@@ -34,7 +34,8 @@ rule linear_comparison:
     message:
         "Drawing linear_comparison"
     shell:
-        "python -m skipfold notebook {input.notebook} {output.notebook}" " -p {params.notebook} 2>&1 | tee {log}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        " -p {params.notebook} 2>&1 | tee {log}"
 
 
 rule schedule_comparison:
@@ -65,7 +66,8 @@ rule schedule_comparison:
     message:
         "Drawing schedule_comparison"
     shell:
-        "python -m skipfold notebook {input.notebook} {output.notebook}" " -p {params.notebook} 2>&1 | tee {log}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        " -p {params.notebook} 2>&1 | tee {log}"
 
 
 rule accuracy_vs_t:
@@ -96,4 +98,5 @@ rule accuracy_vs_t:
     message:
         "Drawing accuracy_vs_t of {wildcards.model}"
     shell:
-        "python -m skipfold notebook {input.notebook} {output.notebook}" " -p {params.notebook} 2>&1 | tee {log}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        " -p {params.notebook} 2>&1 | tee {log}"

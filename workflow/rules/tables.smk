@@ -5,19 +5,7 @@ rule time_prediction:
     """Prediction time per image of every network; alone on the machine, so that nothing else is timed."""
     input:
         CONFIG_FILES,
-        sources(
-            "chains",
-            "collapse",
-            "cropping",
-            "folding",
-            "homotopy",
-            "kernel",
-            "pixels",
-            "removal",
-            "resnet",
-            "roofline",
-            "timing",
-        ),
+        with_imports("timing", "roofline"),
     output:
         timing=f"{RESULTS}/tables/timing.csv",
         runtimes=f"{RESULTS}/tables/runtimes.csv",
@@ -35,7 +23,7 @@ rule time_prediction:
     message:
         "Timing prediction"
     shell:
-        "python -m skipfold time {params.tables} {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication time {params.tables} {params.configured} 2>&1 | tee {log}"
 
 
 rule timing:
@@ -72,7 +60,8 @@ rule timing:
     message:
         "Drawing timing and roofline"
     shell:
-        "python -m skipfold notebook {input.notebook} {output.notebook}" " -p {params.notebook} 2>&1 | tee {log}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        " -p {params.notebook} 2>&1 | tee {log}"
 
 
 rule sensitivity:
@@ -103,4 +92,5 @@ rule sensitivity:
     message:
         "Scoring the assumptions"
     shell:
-        "python -m skipfold notebook {input.notebook} {output.notebook}" " -p {params.notebook} 2>&1 | tee {log}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        " -p {params.notebook} 2>&1 | tee {log}"

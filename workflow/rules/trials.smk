@@ -19,7 +19,7 @@ rule train:
     message:
         "Training {wildcards.experiment}, part {wildcards.part} of {wildcards.parts}"
     shell:
-        "python -m skipfold train {wildcards.experiment} --shard {wildcards.part}/{wildcards.parts}"
+        "python -m skipfold.replication train {wildcards.experiment} --shard {wildcards.part}/{wildcards.parts}"
         " {params.configured} 2>&1 | tee {log}"
 
 
@@ -38,7 +38,7 @@ rule pack_records:
     message:
         "Packing the records of tier {TIER}"
     shell:
-        "python -m skipfold pack {output} {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication pack {output} {params.configured} 2>&1 | tee {log}"
 
 
 rule quote:
@@ -53,4 +53,4 @@ rule quote:
     message:
         "Measuring a few training steps of each network"
     shell:
-        "python -m skipfold quote {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication quote {params.configured} 2>&1 | tee {log}"

@@ -146,8 +146,8 @@ def _validator(place: Path) -> jsonschema.Draft202012Validator:
 
 def _add_names(schema: dict[str, Any]) -> None:
     """The names of networks and of schedules, wherever `schema` leaves them open."""
-    from skipfold.experiments import ACCURACY_VS_T
     from skipfold.networks import NETWORKS, option_names
+    from skipfold.replication.experiments import ACCURACY_VS_T
     from skipfold.schedules import SHAPES
 
     with_skips = [name for name in NETWORKS if "t" in option_names(name)]
@@ -163,7 +163,8 @@ def _add_names(schema: dict[str, Any]) -> None:
 
 def _check(config: Config) -> None:
     """Every rule of the schema, for the alternatives as well, then what only the trials themselves can tell."""
-    from skipfold import experiments, networks
+    from skipfold import networks
+    from skipfold.replication import experiments
 
     _check_schema(config)
     block = config["networks"].get("resnet", {}).get("block", "homotopy")

@@ -18,10 +18,10 @@ from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
-from skipfold.statistics import STAMP
+from skipfold.replication.statistics import STAMP
+from skipfold.replication.timing import TOLERANCE, contenders
+from skipfold.replication.training import arithmetic
 from skipfold.subject import first_line
-from skipfold.timing import TOLERANCE, contenders
-from skipfold.training import arithmetic
 
 AS_COUNTED = ("eager", "cuda_graph")
 """Runtimes that run the operators that are counted; the others fuse some of them."""

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from skipfold.cropping import crop_dead_taps
-from skipfold.data import Dataset, to_input
 from skipfold.errors import ConfigError, DeviceError
 from skipfold.networks import CLASSES, INPUT_SHAPE, build
-from skipfold.products import with_products
-from skipfold.stacking import put, set_strengths, stack, take
-from skipfold.trial import Trial
+from skipfold.replication.data import Dataset, to_input
+from skipfold.replication.products import with_products
+from skipfold.replication.stacking import put, set_strengths, stack, take
+from skipfold.replication.trial import Trial
 
 EVALUATION_BATCH = 2500
 

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from skipfold import claims, figures, statistics
-from skipfold.config import files, published_folder, root
 from skipfold.errors import ConfigError
-from skipfold.experiments import ACCURACY_VS_T, TRAINED
-from skipfold.provenance import commit
+from skipfold.replication import claims, figures, statistics
+from skipfold.replication.config import files, published_folder, root
+from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
+from skipfold.replication.provenance import commit
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("timing", "roofline", "sensitivity")
 """Figures that come after those of the experiments that train networks."""
 
-SOURCES = ("config/claims.yaml", "src/skipfold/claims.py", "src/skipfold/statistics.py")
+SOURCES = ("config/claims.yaml", "src/skipfold/replication/claims.py", "src/skipfold/replication/statistics.py")
 """Files of the repository that decide what the numbers are; the page holds their checksums."""
 
 TIERS = {

@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from skipfold import statistics
-from skipfold.data import Dataset, to_input
-from skipfold.evaluation import accuracy
-from skipfold.provenance import stamp
+from skipfold.replication import statistics
+from skipfold.replication.data import Dataset, to_input
+from skipfold.replication.evaluation import accuracy
+from skipfold.replication.provenance import stamp
 
 ITERATIONS = 1000
 """Of L-BFGS. On MNIST the training accuracy then changes in the fourth digit only."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from skipfold.errors import ConfigError
 from skipfold.keys import get, put
-from skipfold.trial import Optimizer, Trial
+from skipfold.replication.trial import Optimizer, Trial
 
 ACCURACY_VS_T = "accuracy_vs_t_"
 TRAINED = (

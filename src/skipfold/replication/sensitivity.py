@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skipfold import claims, statistics
-from skipfold.experiments import Option
-from skipfold.store import Record
-from skipfold.trial import Trial
+from skipfold.replication import claims, statistics
+from skipfold.replication.experiments import Option
+from skipfold.replication.store import Record
+from skipfold.replication.trial import Trial
 
 COLUMNS = [
     "assumption",

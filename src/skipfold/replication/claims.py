@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from skipfold import statistics
-from skipfold.config import published_folder, root
 from skipfold.errors import ConfigError
+from skipfold.replication import statistics
+from skipfold.replication.config import published_folder, root
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"

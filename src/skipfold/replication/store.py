@@ -9,7 +9,7 @@ from typing import Any
 
 from skipfold.errors import SkipfoldError, StoreError
 from skipfold.files import written
-from skipfold.trial import Trial
+from skipfold.replication.trial import Trial
 
 Record = dict[str, Any]
 

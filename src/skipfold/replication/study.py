@@ -10,11 +10,12 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from skipfold import ceiling, claims, config, data, experiments, figures, files, sensitivity, statistics
+from skipfold import files
 from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
-from skipfold.progress import in_notebook
-from skipfold.records import prepare, records
+from skipfold.replication import ceiling, claims, config, data, experiments, figures, sensitivity, statistics
+from skipfold.replication.progress import in_notebook
+from skipfold.replication.records import prepare, records
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
 PARAMETERS = {
@@ -212,7 +213,7 @@ def _ceiling(settings: config.Config) -> pd.DataFrame:
 def times(settings: config.Config) -> dict[str, pd.DataFrame]:
     """TIMES by name, measured now."""
     # Here, because nothing else needs the runtimes.
-    from skipfold import roofline, timing
+    from skipfold.replication import roofline, timing
 
     device, _ = prepare(settings)
     measured, runtimes = timing.measure(settings, device)

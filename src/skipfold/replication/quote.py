@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from skipfold import experiments, sweep
-from skipfold.config import Config
-from skipfold.data import load
-from skipfold.provenance import device_name
-from skipfold.records import prepare
-from skipfold.store import Store
-from skipfold.trial import Trial
+from skipfold.replication import experiments, sweep
+from skipfold.replication.config import Config
+from skipfold.replication.data import load
+from skipfold.replication.provenance import device_name
+from skipfold.replication.records import prepare
+from skipfold.replication.store import Store
+from skipfold.replication.trial import Trial
 
 STEPS = {"cpu": 3, "cuda": 60}
 """Training steps of the measurement, by device; a GPU's are so short that what an epoch costs beside them has to be

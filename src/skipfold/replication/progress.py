@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from skipfold.trial import Trial
+from skipfold.replication.trial import Trial
 
 
 class Progress:

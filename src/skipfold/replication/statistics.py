@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from skipfold.config import published_folder
 from skipfold.errors import StoreError
+from skipfold.replication.config import published_folder
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999

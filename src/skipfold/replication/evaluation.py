@@ -8,12 +8,12 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from skipfold.collapse import affine_residual, collapse
-from skipfold.data import Dataset, to_input
 from skipfold.errors import NotAffineError
 from skipfold.networks import AFFINE, INPUT_SHAPE, PUBLISHED_AS_AFFINE
 from skipfold.removal import strip
-from skipfold.training import EVALUATION_BATCH
-from skipfold.trial import Trial
+from skipfold.replication.data import Dataset, to_input
+from skipfold.replication.training import EVALUATION_BATCH
+from skipfold.replication.trial import Trial
 
 
 @torch.no_grad()

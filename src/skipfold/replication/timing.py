@@ -26,10 +26,10 @@ from skipfold.errors import DeviceError
 from skipfold.folding import fold_batchnorm
 from skipfold.homotopy import skips
 from skipfold.networks import INPUT_SHAPE, build
-from skipfold.provenance import stamp
 from skipfold.removal import strip
+from skipfold.replication.provenance import stamp
+from skipfold.replication.training import arithmetic
 from skipfold.subject import first_line
-from skipfold.training import arithmetic
 
 SAMPLE_SECONDS = 0.002
 """A sample repeats a prediction until it lasts about this long."""

@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from skipfold import claims, config, experiments, report, statistics
 from skipfold.errors import SkipfoldError, VerificationError
-from skipfold.trial import Trial
+from skipfold.replication import claims, config, experiments, report, statistics
+from skipfold.replication.trial import Trial
 
 PUBLISHED_SHA256 = Path("results") / "published" / "SHA256SUMS"
 """Checksums of the published tables, beside them, from the repository's root."""

@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from skipfold import statistics
+from skipfold.replication import statistics
 
-STYLE = Path(__file__).with_name("skipfold.mplstyle")
+STYLE = "skipfold.skipfold"
+"""The style file skipfold.mplstyle, as matplotlib finds it in a package."""
+
 PUBLISHED_COLOR = "#8c8c8c"
 PUBLISHED_SIZE = 7
 STAMP_WIDTH = 130

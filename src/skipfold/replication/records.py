@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from skipfold import config, data, experiments, files, sweep
-from skipfold.progress import Progress
-from skipfold.store import Record, Store
-from skipfold.training import resolve_device, use_device
-from skipfold.trial import Trial
+from skipfold import files
+from skipfold.replication import config, data, experiments, sweep
+from skipfold.replication.progress import Progress
+from skipfold.replication.store import Record, Store
+from skipfold.replication.training import resolve_device, use_device
+from skipfold.replication.trial import Trial
 
 
 def prepare(settings: config.Config) -> tuple[torch.device, Store]:

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-from skipfold.data import Dataset
 from skipfold.errors import DeviceError
-from skipfold.evaluation import measure_trained
 from skipfold.networks import can_be_stacked
-from skipfold.provenance import stamp
-from skipfold.store import Record, Store
+from skipfold.replication.data import Dataset
+from skipfold.replication.evaluation import measure_trained
+from skipfold.replication.provenance import stamp
+from skipfold.replication.store import Record, Store
+from skipfold.replication.training import Learner, Means, arithmetic, initial_network, measures
+from skipfold.replication.trial import Trial
 from skipfold.subject import first_line
-from skipfold.training import Learner, Means, arithmetic, initial_network, measures
-from skipfold.trial import Trial
 
 SIDE_BY_SIDE = 16
 """Trials in one CUDA graph, where memory allows; measured in docs/engine.md."""
