@@ -19,16 +19,11 @@ STEMS = {
     "imagenet_pool3": (7, 2, 3, (3, 3, 0)),
     "imagenet_no_maxpool": (7, 2, 3, None),
     "padded1_pool3": (7, 2, 1, (3, 3, 0)),
-    "unpadded": (7, 2, 0, (3, 2, 0)),
     "unpadded_pool3": (7, 2, 0, (3, 3, 0)),
     "stride1": (7, 1, 3, (3, 2, 1)),
     "small": (3, 1, 1, (3, 2, 1)),
-    "small_no_maxpool": (3, 1, 1, None),
 }
 """First convolution's kernel, stride and padding, and those of a max-pool after it; the paper does not say."""
-
-NORMS = {"batch": nn.BatchNorm2d, "none": nn.Identity}
-"""What follows each convolution; the paper does not say."""
 
 
 def resnet(
@@ -37,7 +32,6 @@ def resnet(
     linear: str | None = None,
     block: str = "homotopy",
     stem: str = "imagenet",
-    norm: str = "batch",
     size: int | None = None,
 ) -> ResNet:
     """ResNet18 or ResNet34 for [N, 1, 28, 28] and 10 classes: the usual network, its first convolution 1-channel.
@@ -50,23 +44,25 @@ def resnet(
         ("network", name, DEPTHS),
         ("linear", linear, (None, "maxpool", "avgpool")),
         ("block", block, BLOCKS),
-        ("norm", norm, NORMS),
         ("stem", stem, STEMS),
     ):
         if value not in [*allowed]:
             names = ", ".join("null" if choice is None else choice for choice in allowed)
             raise ConfigError(f"{key}: {value!r} given; allowed are {names}")
-    model = ResNet(BasicBlock, DEPTHS[name], num_classes=10, norm_layer=NORMS[norm])
+    model = ResNet(BasicBlock, DEPTHS[name], num_classes=10)
     *first, pool = STEMS[stem]
     model.conv1 = nn.Conv2d(1, 64, *first, bias=False)
     pooling = nn.AvgPool2d if linear == "avgpool" else nn.MaxPool2d
     model.maxpool = pooling(*pool) if pool else nn.Identity()
-    if size is not None:
-        check_count(size, "size", 12)
-        model.conv1 = nn.Sequential(Resized(size), model.conv1)
     if linear:
         _replace(model, nn.ReLU, nn.Identity())
-    return insert_skips(model, t) if block == "homotopy" else model
+    if block == "homotopy":
+        insert_skips(model, t)
+    if size is not None:
+        # After the skips: torch.fx would read this module, which must not be while other threads run networks.
+        check_count(size, "size", 12)
+        model.conv1 = nn.Sequential(Resized(size), model.conv1)
+    return model
 
 
 class Resized(nn.Module):

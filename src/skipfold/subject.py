@@ -137,10 +137,10 @@ class _InFloat64(TorchFunctionMode):
 
 @contextlib.contextmanager
 def input_errors(x: torch.Tensor) -> Iterator[None]:
-    """What a module raises on the input `x` becomes an InputShapeError; SkipfoldErrors are let through."""
+    """What a module raises on the input `x` becomes an InputShapeError, but SkipfoldErrors and memory running out."""
     try:
         yield
-    except SkipfoldError:
+    except (SkipfoldError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise InputShapeError(

@@ -116,13 +116,15 @@ def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, stacked
             return
         except torch.OutOfMemoryError as error:
             if size == 1:
-                raise DeviceError(
-                    f"{waiting[0].network}: one trial does not fit the free memory; free some, or use device: cpu"
-                ) from error
+                raise _does_not_fit(waiting[0]) from error
         bench = None
         torch.cuda.empty_cache()
         side_by_side = size // 2
         print(f"sweep: out of memory at {size} trials side by side; going on with {side_by_side}", flush=True)
+
+
+def _does_not_fit(trial: Trial) -> DeviceError:
+    return DeviceError(f"{trial.network}: one trial does not fit the free memory; free some, or use device: cpu")
 
 
 def best_size(network: str, device: torch.device) -> int:
@@ -160,6 +162,7 @@ def fastest_stacked(trial: Trial, dataset: Dataset, size: int) -> int:
             except RuntimeError as error:  # torch.OutOfMemoryError is one, and what cuDNN says of what it does not have
                 print(f"sweep: {trial.network}: {stacked} stacked is left out: {first_line(error)}", flush=True)
             if dataset.train_images.is_cuda:
+                torch.cuda.synchronize()  # raises where the error has left the device unusable
                 torch.cuda.empty_cache()
     if not times:
         return 1
@@ -175,7 +178,10 @@ def _fitting_size(trials: Sequence[Trial], dataset: Dataset) -> int:
     most = best_size(trials[0].network, device)
     if device.type != "cuda":
         return most
-    needed, free = _memory(trials[0], dataset), torch.cuda.mem_get_info()[0]
+    try:
+        needed, free = _memory(trials[0], dataset), torch.cuda.mem_get_info()[0]
+    except torch.OutOfMemoryError as error:
+        raise _does_not_fit(trials[0]) from error
     size = fitting(free, needed, min(most, len(trials)))
     print(
         f"sweep: {trials[0].network}: {size} of {len(trials)} trials side by side, about {needed / 2**30:.2f} GiB "
@@ -201,14 +207,14 @@ def _memory(trial: Trial, dataset: Dataset) -> int:
     with arithmetic(trial.precision):
         before = torch.cuda.memory_allocated()
         learner = Learner(trial, dataset)
-        learner.model.train()
         for _ in range(2):
-            # The first step tries algorithms, some of which take more memory than the one that is kept.
+            # The first pass tries algorithms, some of which take more memory than the one that is kept.
             torch.cuda.reset_peak_memory_stats()
+            learner.model.train()
             learner.cursor.zero_()
             learner.step(min(trial.batch_size, len(dataset.train_images)))
-        learner.model.eval()
-        learner.measure()
+            learner.model.eval()
+            learner.measure()
         torch.cuda.synchronize()
         needed = torch.cuda.max_memory_allocated() - before
     del learner

@@ -1,6 +1,8 @@
 """Networks in training, written so that the same steps run eagerly or inside a captured CUDA graph."""
 
 import contextlib
+import copy
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -67,6 +69,12 @@ def initial_network(trial: Trial, crop: bool) -> nn.Module:
     return crop_dead_taps(model, INPUT_SHAPE) if crop else model
 
 
+@functools.lru_cache(maxsize=1)
+def _template(trial: Trial, crop: bool) -> nn.Module:
+    """The initial network of `trial`, to be copied: a bench has many learners of one trial, and drawing takes long."""
+    return initial_network(trial, crop)
+
+
 class Learner:
     """One network or several stacked ones, their optimizer and data orders on one device.
 
@@ -78,7 +86,7 @@ class Learner:
     def __init__(self, trial: Trial, dataset: Dataset, fast: bool = True, count: int = 1):
         self.dataset, self.count = dataset, count
         self.device = dataset.train_images.device
-        self.one = initial_network(trial, crop=fast).to(self.device)
+        self.one = copy.deepcopy(_template(trial, crop=fast)).to(self.device)
         for module in self.one.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused with a fixed momentum, and a kernel a step
@@ -239,7 +247,7 @@ def batch_sizes(images: int, batch_size: int, drop_last: bool = False) -> tuple[
     return full, 0 if drop_last and full else rest
 
 
-def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> tuple[list[dict[str, Any]], nn.Module]:
+def train(trial: Trial, dataset: Dataset, fast: bool = False) -> tuple[list[dict[str, Any]], nn.Module]:
     """Train `trial` the plain way on the device of `dataset`; gives its epochs (see docs/design.md) and the network.
 
     The reference for every faster way.
@@ -262,6 +270,4 @@ def train(trial: Trial, dataset: Dataset, fast: bool = False, on_epoch=None) -> 
             (measured,) = learner.means(len(dataset.val_images))
             seconds = time.perf_counter() - start
             epochs.append({"epoch": number, "t": t, **measures(trained, measured, by_batch), "seconds": seconds})
-            if on_epoch:
-                on_epoch(trial, epochs[-1])
     return epochs, learner.network(0)
