@@ -1,56 +1,76 @@
 """Everything that needs a GPU, by one command: CUDA tests, engine benchmark, paper tier, its verification; one log.
 
     make gpu
-    python benchmarks/gpu.py tests engine      # only these parts
+    python benchmarks/gpu.py tests paper               # only these parts
+    python benchmarks/gpu.py paper --seconds 540       # each part is stopped after so long; the same command goes on
 
-A part goes on after an earlier one failed; the exit status then says so. The log is logs/gpu.log.
+A part goes on after an earlier one failed; the exit status then says so. Each run is added to logs/gpu.log. Runs with
+the packages of the Python that it is given, installed or on PYTHONPATH; the checkout itself need not be installed.
 """
 
+import argparse
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
 
-LOG = Path("logs") / "gpu.log"
+ROOT = Path(__file__).resolve().parent.parent
+LOG = ROOT / "logs" / "gpu.log"
 PARTS = {
-    "tests": "pytest -q -m cuda",
-    "engine": "python benchmarks/engine.py --products",
-    "engine-cnn3": "python benchmarks/engine.py --network cnn3 --stacked 1 16 64 --most 64",
-    "quote": "snakemake quote --config tier=paper",
-    "paper": "snakemake reproduce --config tier=paper",
-    "verify": "snakemake verify --config tier=paper",
+    "tests": "-m pytest -q -m cuda",
+    "engine": "benchmarks/engine.py --products",
+    "engine-cnn3": "benchmarks/engine.py --network cnn3 --stacked 1 16 64 --most 64",
+    "collapse": "benchmarks/collapse.py --device cuda",
+    "quote": "-m snakemake quote --config tier=paper",
+    "paper": "-m snakemake reproduce --config tier=paper",
+    "verify": "-m snakemake verify --config tier=paper",
 }
 
 
-def main(parts: list[str]) -> int:
-    """Run `parts`, all of them where none is named; gives the number of those that failed."""
-    if unknown := set(parts) - set(PARTS):
-        print(f"error: {', '.join(sorted(unknown))} given; the parts are {', '.join(PARTS)}")
-        return 1
+def main(parts: list[str], seconds: float | None = None) -> int:
+    """Run `parts`, all of them where none is named, each for at most `seconds`; gives the number that failed."""
     if not torch.cuda.is_available():
         print("error: no CUDA device is there; run this where a GPU and its driver are, or make reproduce TIER=quick")
         return 1
     LOG.parent.mkdir(exist_ok=True)
     ends = []
-    with LOG.open("w") as log:
+    with LOG.open("a") as log:
         for name in parts or PARTS:
-            command = PARTS[name]
             start = time.perf_counter()
-            failed = _tee(log, f"$ {command}", command.split())
-            ends.append(f"{name}: {'failed' if failed else 'done'} in {time.perf_counter() - start:.0f} s")
+            end = run(log, PARTS[name].split(), seconds)
+            ends.append(f"{name}: {end} in {time.perf_counter() - start:.0f} s")
         _say(log, "\n".join([f"{torch.cuda.get_device_name()}, torch {torch.__version__}", *ends]))
-    return sum("failed" in end for end in ends)
+    return sum(": done" not in end for end in ends)
 
 
-def _tee(log, title: str, command: list[str]) -> bool:
-    """Whether `command` failed; what it prints goes to the terminal and to `log`."""
-    _say(log, title)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+def run(log, arguments: list[str], seconds: float | None) -> str:
+    """How Python with `arguments` ended; what it prints goes to the terminal and to `log`."""
+    _say(log, f"$ python {' '.join(arguments)}")
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JUPYTER_PREFER_ENV_PATH": "1"},
+        start_new_session=True,
+    ) as process:
+        # As Ctrl-C, to all that it started: Snakemake and the trials in training then end in order.
+        stop = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGINT)) if seconds else None
+        if stop:
+            stop.start()
         for line in process.stdout:
             _say(log, line.rstrip("\n"))
-    return process.returncode != 0
+        stopped = stop and not stop.is_alive()
+        if stop:
+            stop.cancel()
+    return "stopped" if stopped else "failed" if process.returncode else "done"
 
 
 def _say(log, text: str) -> None:
@@ -59,4 +79,10 @@ def _say(log, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
+    parser.add_argument("--seconds", type=float, help="after which a part is stopped; default: never")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))} given; the parts are {', '.join(PARTS)}")
+    sys.exit(main(given.parts, given.seconds))
