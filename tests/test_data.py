@@ -113,7 +113,7 @@ def test_download_that_fails_is_one_line(tmp_path, files, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("Error downloading\nno network")
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "root", lambda: tmp_path)
     monkeypatch.setattr("torchvision.datasets.MNIST", refuse)
     with pytest.raises(DataError, match=r"no network.*\$SKIPFOLD_MNIST") as caught:
         data.load("mnist")

@@ -31,6 +31,14 @@ def test_grid_has_no_rounding_errors():
     assert 0.06 in values and 0.58 in values and values[-1] == 1.0
 
 
+def test_a_grid_ends_at_its_stop():
+    assert experiments.t_values({"step": 0.1, "stop": 0.98})[-1] == 0.9
+    assert experiments.t_values({"step": 0.6, "stop": 1.0}) == [0.0, 0.6]
+    # A whole number is the same arm as in a grid, where trials are named by what they are.
+    (last,) = experiments.t_values({"step": 1, "stop": 0, "extra": [1]})[1:]
+    assert repr(last) == "1.0"
+
+
 def test_an_arm_has_its_own_images_and_trials():
     settings = load(
         "experiments.linear_comparison.per_arm={cnn3: {trials: 1, train_images: 70}}", "train_images=200", "trials=3"

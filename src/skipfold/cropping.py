@@ -1,5 +1,6 @@
 """Convolutions without the taps of their kernels that only ever meet padding."""
 
+import contextlib
 import copy
 
 import torch
@@ -49,16 +50,12 @@ def convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> d
     def note(path):
         return lambda _, inputs: sizes.setdefault(path, set()).add(tuple(inputs[0].shape[-2:]))
 
-    hooks = [
-        module.register_forward_pre_hook(note(path))
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
     zero = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
-    with torch.no_grad(), in_mode(model, False), input_errors(zero):
+    with contextlib.ExitStack() as hooks, torch.no_grad(), in_mode(model, False), input_errors(zero):
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.callback(module.register_forward_pre_hook(note(path)).remove)
         model(zero)
-    for hook in hooks:
-        hook.remove()
     return {path: seen.pop() for path, seen in sizes.items() if len(seen) == 1}
 
 

@@ -41,6 +41,10 @@ class SkipError(SkipfoldError):
     """Skip connections cannot be given a strength, or cannot be removed at the present one."""
 
 
+class NoSkipsError(SkipError):
+    """No block of a network adds a skip connection."""
+
+
 class ExactnessError(SkipfoldError):
     """Equality in rational arithmetic cannot be proved: the network is too large, or no recursion, or not equal."""
 

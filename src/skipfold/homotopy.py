@@ -9,7 +9,7 @@ from torch import fx, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, certify
-from skipfold.errors import ConfigError, SkipError
+from skipfold.errors import ConfigError, NoSkipsError, SkipError
 from skipfold.graphs import combines, free_name, module_of, own_graph, sources
 from skipfold.schedules import check_strength
 from skipfold.subject import check_module, first_line
@@ -205,7 +205,9 @@ def insert_skips(
                 return converted
             model.set_submodule(path, converted)
     if not skips(model):
-        raise SkipError("no skip connection found: no block adds its input, or a projection of it, to what it computes")
+        raise NoSkipsError(
+            "no skip connection found: no block adds its input, or a projection of it, to what it computes"
+        )
     return model
 
 
@@ -306,18 +308,19 @@ class StrengthScheduler:
         for each in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
             if not callable(each):
                 raise ConfigError(f"schedule: {each!r} given; a callable of the time is allowed, e.g. a Schedule")
-        self.model, self.schedule, self.time = model, schedule, 0
-        self._set()
+        self.model, self.schedule = model, schedule
+        self.set_time(0)
 
     def step(self) -> None:
         """Go on by one unit of time."""
-        self.time += 1
-        self._set()
+        self.set_time(self.time + 1)
 
-    def _set(self) -> None:
+    def set_time(self, time: int) -> None:
+        """Go to `time`, whatever it was."""
         by_path = isinstance(self.schedule, Mapping)
-        t = {path: at(self.time) for path, at in self.schedule.items()} if by_path else self.schedule(self.time)
+        t = {path: at(time) for path, at in self.schedule.items()} if by_path else self.schedule(time)
         set_skip_strength(self.model, t)
+        self.time = time
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed run needs: the time."""
@@ -325,5 +328,4 @@ class StrengthScheduler:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from the time of `state`."""
-        self.time = state["time"]
-        self._set()
+        self.set_time(state["time"])

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch
 from rich.table import Table
 from torch import fx, nn
 
-from skipfold.errors import ExportError, SkipError
+from skipfold.errors import ExportError, NoSkipsError
 from skipfold.files import written
 from skipfold.graphs import sources
 from skipfold.homotopy import HomotopyBlock, adding, insert_skips, skips
@@ -59,10 +59,8 @@ def connections(model: nn.Module, example: torch.Tensor | Sequence[int] | None =
         try:
             among = None if example is None else adding(model, example)
             model = insert_skips(copy.deepcopy(model), among=among)
-        except SkipError as error:
-            if "no skip connection found" in str(error):
-                return []
-            raise
+        except NoSkipsError:
+            return []
     found = []
     for path, skip in skips(model).items():
         residual, through = _sides(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2])

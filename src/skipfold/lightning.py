@@ -36,4 +36,4 @@ class HomotopyCallback(pl.Callback):
             self._set(pl_module, trainer.global_step)
 
     def _set(self, module: pl.LightningModule, time: int) -> None:
-        StrengthScheduler(module, self.schedule).load_state_dict({"time": time})
+        StrengthScheduler(module, self.schedule).set_time(time)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from skipfold.errors import ConfigError, DataError
+from skipfold.replication.config import root
 
 FOLDER_VARIABLE = "SKIPFOLD_MNIST"
 """Environment variable that names a folder with the four idx files, raw or gzipped."""
@@ -72,7 +73,7 @@ def to_input(images: torch.Tensor) -> torch.Tensor:
 def load(name: str, folder: str | Path | None = None) -> Dataset:
     """`mnist` or `digits`, on the CPU.
 
-    MNIST is taken from `folder`, else from the folder that $SKIPFOLD_MNIST names, else from .data/,
+    MNIST is taken from `folder`, else from the folder that $SKIPFOLD_MNIST names, else from the repository's .data/,
     where torchvision downloads it. Raises DataError where a file is missing or its MD5 is wrong.
     """
     if name == "digits":
@@ -84,18 +85,18 @@ def load(name: str, folder: str | Path | None = None) -> Dataset:
 
 def _mnist(folder: str | Path | None) -> Dataset:
     if folder is None:
-        folder = _download(Path(".data"))
+        folder = _download(root() / ".data")
     tensors = [_idx(_locate(Path(folder), name), name) for name in MNIST_MD5]
     train_images, train_labels, val_images, val_labels = tensors
     return Dataset("mnist", train_images, train_labels, val_images, val_labels, dict(MNIST_MD5))
 
 
-def _download(root: Path) -> Path:
+def _download(place: Path) -> Path:
     from torchvision.datasets import MNIST  # takes a second to import
 
-    raw = root / "MNIST" / "raw"
+    raw = place / "MNIST" / "raw"
     try:
-        MNIST(root, download=True)
+        MNIST(place, download=True)
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"MNIST is not in {raw} and cannot be downloaded ({str(error).strip().splitlines()[-1]}); "

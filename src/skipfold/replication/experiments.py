@@ -1,5 +1,6 @@
 """Which trials each figure of the paper needs, from a tier's configuration."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,7 @@ TRAINED = (
 )
 """Experiments that train networks, in the report's order."""
 
-
 SENSITIVITY = "sensitivity"
-
-KINDS = {name: ACCURACY_VS_T.rstrip("_") if name.startswith(ACCURACY_VS_T) else name for name in TRAINED}
-"""The notebook, and the function of `figures`, that shows each experiment."""
 
 
 def names(config: Mapping[str, Any]) -> list[str]:
@@ -95,11 +92,11 @@ def _scored(config: Mapping[str, Any], assumption: Mapping[str, Any]) -> tuple[T
 
 
 def t_values(spec: Mapping[str, Any] | list[float]) -> list[float]:
-    """A list as it is, or 0 to `stop` by `step` with `extra` values, sorted."""
+    """A list as it is, or 0 to at most `stop` by `step` with `extra` values, sorted."""
     if isinstance(spec, list):
         return [float(t) for t in spec]
-    count = round(spec["stop"] / spec["step"])
-    return sorted({round(i * spec["step"], 6) for i in range(count + 1)} | set(spec.get("extra", [])))
+    count = math.floor(spec["stop"] / spec["step"] + 1e-9)
+    return sorted({round(i * spec["step"], 6) for i in range(count + 1)} | set(map(float, spec.get("extra", []))))
 
 
 def _arm(config: Mapping[str, Any], wanted: Mapping[str, Any], experiment: str, arm: Mapping[str, Any]) -> list[Trial]:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from skipfold import files
 from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
-from skipfold.replication import ceiling, claims, config, data, experiments, figures, sensitivity, statistics
+from skipfold.replication import ceiling, claims, config, experiments, figures, sensitivity, statistics
 from skipfold.replication.progress import in_notebook
-from skipfold.replication.records import prepare, records
+from skipfold.replication.records import images, prepare, records
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
 PARAMETERS = {
@@ -204,10 +204,9 @@ def _linear_comparison(study: Study) -> None:
 
 def _ceiling(settings: config.Config) -> pd.DataFrame:
     device, _ = prepare(settings)
-    images = {key: settings[key] for key in ("train_images", "val_images")}
-    dataset = data.load(settings["data"], settings["data_folder"]).first(*images.values())
-    found = ceiling.best_affine(dataset.to(device))
-    return found.assign(**images, tier=settings["tier"]).astype(dict.fromkeys(images, "Int64"))
+    found = ceiling.best_affine(images(settings, settings).to(device))
+    used = {key: settings[key] for key in ("train_images", "val_images")}
+    return found.assign(**used, tier=settings["tier"]).astype(dict.fromkeys(used, "Int64"))
 
 
 def times(settings: config.Config) -> dict[str, pd.DataFrame]:
