@@ -2,7 +2,8 @@
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,8 @@ from matplotlib.lines import Line2D
 
 from skipfold.replication import statistics
 
-STYLE = "skipfold.skipfold"
-"""The style file skipfold.mplstyle, as matplotlib finds it in a package."""
-
+BLUE, ORANGE, GREEN, PURPLE, LIGHT_BLUE = "#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "#7fa6cf"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "black", "#a8323e", "#7d6a2c", "#5f6f7a", LIGHT_BLUE, "#d16ba5")
 PUBLISHED_COLOR = "#8c8c8c"
 PUBLISHED_SIZE = 7
 STAMP_WIDTH = 130
@@ -53,26 +53,21 @@ class Look(NamedTuple):
 
 
 LOOKS = {
-    ("val", "last"): Look("validation, last epoch", "#0b3c6f", "o", "-"),
-    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", "#7fa6cf", "", "-"),
-    ("val", "first"): Look("validation, first epoch", "#c2571a", "s", (0, (4, 1.5))),
-    ("train", "last"): Look("training, last epoch", "#4f9e8f", "^", (0, (1, 1.2))),
-    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (inferred)", "#0b3c6f", "o", "-"),
-    "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", "#c2571a", "D", (0, (6, 1.5))),
-    "cnn3": Look("3-layer linear CNN with skips", "#4f9e8f", "s", (0, (4, 1.5))),
-    "perceptron": Look("perceptron", "#8a6bb1", "^", (0, (1, 1.2))),
-    "static": Look("static t = {t:g}", "#0b3c6f", "o", "-"),
-    "static_0.5": Look("static t = {t:g}", "#8a6bb1", "D", (0, (6, 1.5))),
-    "scheduled_from_0.9": Look("t from 0.9 to 0", "#c2571a", "s", (0, (4, 1.5))),
-    "scheduled_from_0.5": Look("t from 0.5 to 0", "#4f9e8f", "^", (0, (1, 1.2))),
+    ("val", "last"): Look("validation, last epoch", BLUE, "o", "-"),
+    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", LIGHT_BLUE, "", "-"),
+    ("val", "first"): Look("validation, first epoch", ORANGE, "s", (0, (4, 1.5))),
+    ("train", "last"): Look("training, last epoch", GREEN, "^", (0, (1, 1.2))),
+    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (inferred)", BLUE, "o", "-"),
+    "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", ORANGE, "D", (0, (6, 1.5))),
+    "cnn3": Look("3-layer linear CNN with skips", GREEN, "s", (0, (4, 1.5))),
+    "perceptron": Look("perceptron", PURPLE, "^", (0, (1, 1.2))),
+    "static": Look("static t = {t:g}", BLUE, "o", "-"),
+    "static_0.5": Look("static t = {t:g}", PURPLE, "D", (0, (6, 1.5))),
+    "scheduled_from_0.9": Look("t from 0.9 to 0", ORANGE, "s", (0, (4, 1.5))),
+    "scheduled_from_0.5": Look("t from 0.5 to 0", GREEN, "^", (0, (1, 1.2))),
 }
 
-SPARE = (
-    ("black", "v", "-"),
-    ("#a8323e", "X", (0, (6, 1.5))),
-    ("#7d6a2c", "P", (0, (4, 1.5))),
-    ("#5f6f7a", "<", (0, (1, 1.2))),
-)
+SPARE = tuple(zip(PALETTE[4:8], "vXP<", ("-", (0, (6, 1.5)), (0, (4, 1.5)), (0, (1, 1.2))), strict=True))
 """Colour, marker and line of arms that LOOKS does not have, in turn."""
 
 AT_END = {
@@ -106,9 +101,12 @@ VARIANTS = {
 }
 
 
-def accuracy_vs_t(
-    aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
-) -> Figure:
+def styled() -> AbstractContextManager[None]:
+    """What is drawn or saved within has the style of skipfold.mplstyle, as matplotlib finds it in a package."""
+    return matplotlib.style.context("skipfold.skipfold")
+
+
+def accuracy_vs_t(aggregate: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Accuracy against t: validation after the first and last epoch, training in the last.
 
     Where there is BatchNorm, the last validation also with the statistics of each batch instead of the running ones.
@@ -119,7 +117,7 @@ def accuracy_vs_t(
     epochs = {"first": aggregate["epoch"].min(), "last": aggregate["epoch"].max()}
     title = TITLES.get(aggregate["network"].iloc[0], aggregate["network"].iloc[0])
     plateau = _plateau(aggregate, published)
-    with matplotlib.style.context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.0, 6.2 if plateau else 4.2))
         panels = figure.subplots(2, 1, sharex=True) if plateau else [figure.subplots()]
         for axes in panels:
@@ -136,7 +134,7 @@ def accuracy_vs_t(
             panels[1].set_ylim(plateau)
             panels[1].set_title("the plateau, enlarged", fontsize="small")
         _legend(figure, panels[0], f"{title}: accuracy against skip strength t", published is not None)
-        _stamp(figure, aggregate, stamp)
+        _stamp(figure, aggregate)
     return figure
 
 
@@ -164,11 +162,10 @@ def _plateau(aggregate: pd.DataFrame, published: pd.DataFrame | None) -> tuple[f
 def linear_comparison(
     aggregate: pd.DataFrame,
     published: pd.DataFrame | None = None,
-    stamp: Mapping[str, str] | None = None,
     ceiling: float | None = None,
 ) -> Figure:
     """Validation accuracy per epoch of the linear networks; `ceiling` is the best affine classifier's."""
-    with matplotlib.style.context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.0, 4.9))
         axes = figure.subplots()
         _per_epoch(axes, aggregate, published)
@@ -176,19 +173,17 @@ def linear_comparison(
             label = f"best affine classifier found: {ceiling:.4f}"
             axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)), label=label)
         _legend(figure, axes, "Linear networks: validation accuracy per epoch", published is not None)
-        _stamp(figure, aggregate, stamp)
+        _stamp(figure, aggregate)
     return figure
 
 
-def schedule_comparison(
-    aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
-) -> Figure:
+def schedule_comparison(aggregate: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Validation accuracy per epoch with static and with scheduled t; right of the last epoch, AT_END.
 
     Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
     """
     by_batch = (aggregate["split"] == "val_batch").any()
-    with matplotlib.style.context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.0, 7.4 if by_batch else 4.6))
         panels = figure.subplots(2, 1, sharex=True) if by_batch else [figure.subplots()]
         axes = panels[0]
@@ -211,7 +206,7 @@ def schedule_comparison(
         network = aggregate["network"].iloc[0]
         title = f"{TITLES.get(network, network)}: validation accuracy with static and scheduled t"
         _legend(figure, axes, title, published is not None, extra)
-        _stamp(figure, aggregate, stamp)
+        _stamp(figure, aggregate)
     return figure
 
 
@@ -248,9 +243,7 @@ def _label(arm: str) -> str:
     return TITLES.get(arm, arm)
 
 
-def timing(
-    frame: pd.DataFrame, published: tuple[float, float] | None = None, stamp: Mapping[str, str] | None = None
-) -> Figure:
+def timing(frame: pd.DataFrame, published: tuple[float, float] | None = None) -> Figure:
     """Prediction time per image of every network and variant, log scale; below, what it saves against t-weighted skips.
 
     A panel a batch size. `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us,
@@ -267,7 +260,7 @@ def timing(
     blocks = [part for part in (frame, saved) if len(part)]
     rows = [list(dict.fromkeys(zip(part["network"], part["variant"], strict=True))) for part in blocks]
     heights = [len(names) for names in rows for _ in batches[::columns]]
-    with matplotlib.style.context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.0, 1.7 + 0.4 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
         grid = figure.subplots(len(heights), columns, sharey="row", squeeze=False, height_ratios=heights)
         panels = iter(grid.flat)
@@ -291,7 +284,7 @@ def timing(
         for axes in grid[:, 0]:
             axes.invert_yaxis()
         _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 3)
-        _stamp(figure, frame, stamp)
+        _stamp(figure, frame)
     return figure
 
 
@@ -308,7 +301,7 @@ def _saved(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtimes: list[str]) -> dict[str, Any]:
     """Values with their bars, a marker a runtime, beside one another in the row of their network and variant."""
-    looks = list(zip(MARKERS, ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2, strict=False))
+    looks = list(zip(MARKERS, PALETTE, strict=False))
     for runtime, own in part.groupby("runtime", sort=False):
         place = runtimes.index(runtime)
         shift = min(0.16, 0.8 / len(runtimes)) * (place - (len(runtimes) - 1) / 2)
@@ -330,7 +323,7 @@ def _band(axes: Axes, names: list[tuple[str, str]], published: tuple[float, floa
     return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#dddddd", zorder=0.5, label=label)}
 
 
-def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
+def roofline(frame: pd.DataFrame) -> Figure:
     """Arithmetic reached against arithmetic intensity under the device's ceilings, log scales.
 
     `frame` is the table of `roofline.measure`. A line joins the batches of a network and variant, the smallest at its
@@ -340,20 +333,8 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
     networks = list(dict.fromkeys(frame["network"]))
     variants = [variant for variant in VARIANTS if variant in set(frame["variant"])]
     markers = dict(zip(networks, MARKERS, strict=False))
-    palette = [
-        "#0b3c6f",
-        "#5b9bd5",
-        "#c2571a",
-        "#4f9e8f",
-        "#8a6bb1",
-        "black",
-        "#999999",
-        "#b8860b",
-        "#7f1d1d",
-        "#d16ba5",
-    ]
-    colors, lines = dict(zip(variants, palette, strict=False)), dict(zip(variants, DASHES, strict=False))
-    with matplotlib.style.context(STYLE):
+    colors, lines = dict(zip(variants, PALETTE, strict=False)), dict(zip(variants, DASHES, strict=False))
+    with styled():
         figure = Figure(figsize=(7.0, 6.2))
         axes = figure.subplots()
         for (network, variant, runtime), part in frame.groupby(["network", "variant", "runtime"], sort=False):
@@ -387,7 +368,7 @@ def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Fig
             for name in networks
         ]  # fmt: skip
         _head(figure, "Prediction under the roof", handles)
-        _stamp(figure, frame, stamp)
+        _stamp(figure, frame)
     return figure
 
 
@@ -397,7 +378,7 @@ def timing_label(network: str, variant: str) -> str:
     return name if network == variant else f"{name}: {VARIANTS.get(variant, variant)}"
 
 
-def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
+def sensitivity(frame: pd.DataFrame) -> Figure:
     """Distance of each option of each assumption from the published points, in points of accuracy, log scale.
 
     `frame` has columns assumption, alternative, chosen (true for the one in use), rmse (of accuracies in [0, 1]),
@@ -406,7 +387,7 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
     groups = list(frame.groupby("assumption", sort=False))
     in_eval = {"marker": "o", "markersize": 6, "linestyle": "", "color": LOOKS["val", "last"].color}
     by_batch = {"marker": "D", "markersize": 4.5, "linestyle": "", "color": LOOKS["val_batch", "last"].color}
-    with matplotlib.style.context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.0, 1.6 + 0.24 * (len(frame) + 1.4 * len(groups))))
         axes = figure.subplots()
         ticks, labels, y = [], [], 0.0
@@ -438,7 +419,7 @@ def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> 
             Line2D([], [], **by_batch, label=LOOKS["val_batch", "last"].label),
         ]
         _head(figure, "How each guess fits the published curves", handles, ncols=3)
-        _stamp(figure, frame, stamp)
+        _stamp(figure, frame)
     return figure
 
 
@@ -447,7 +428,7 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
 
     `path` comes without a suffix; a dot in its name is kept.
     """
-    with matplotlib.style.context(STYLE):
+    with styled():
         svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
         figure.savefig(svg, metadata={"Date": None})
         figure.savefig(png, metadata={"Software": None})
@@ -489,9 +470,9 @@ def _head(figure: Figure, title: str, handles: list, ncols: int = 2) -> None:
     legend.get_title().set_fontsize(10.5)
 
 
-def _stamp(figure: Figure, frame: pd.DataFrame, stamp: Mapping[str, str] | None) -> None:
-    """Tier, device, versions, date, number of trials and images, small, at the foot; from the table if not given."""
-    stamp = dict(stamp or statistics.stamp(frame))
+def _stamp(figure: Figure, frame: pd.DataFrame) -> None:
+    """Tier, device, versions, date, number of trials and images, small, at the foot."""
+    stamp = statistics.stamp(frame)
     parts = [f"tier {stamp['tier']}"] if stamp.get("tier") else []
     parts += [str(stamp["device"])] if stamp.get("device") else []
     parts += [f"torch {stamp['torch']}"] if stamp.get("torch") else []
