@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.markers import CARETDOWN
 
 from skipfold.replication import figures, statistics
 
@@ -17,6 +18,13 @@ def table(experiment, epochs=None, shift=0.0):
         network="resnet34", experiment=experiment, **STAMP,
     )  # fmt: skip
     return frame if epochs is None else frame[frame["epoch"] <= epochs]
+
+
+def trials(aggregate, **more):
+    """Two trials of each mean of `aggregate`, in the columns that the figure of the schedules reads."""
+    ours = aggregate.rename(columns={"mean": "val_accuracy"})[["arm", "epoch", "t", "val_accuracy"]]
+    measured = {"skips_removed_val_accuracy": np.nan, "reestimated_val_accuracy": np.nan}
+    return pd.concat([ours, ours]).assign(**(measured | more))
 
 
 def texts(figure):
@@ -52,26 +60,34 @@ def test_the_stamp_is_on_the_figure():
     assert "0.9274" in texts(figure)
 
 
-def test_removed_skips_are_marked():
+def test_every_trial_is_shown_after_the_last_epoch():
     ours = table("schedule_comparison")
-    removed = ours[(ours["epoch"] == 10) & (ours["arm"] != "static")].assign(split="val_skips_removed")
-    with_crosses = figures.schedule_comparison(pd.concat([ours, removed]))
-    assert "skips removed" in texts(with_crosses)
-    assert sum(line.get_marker() == "x" for line in with_crosses.axes[0].lines) == 2
-    assert "skips removed" not in texts(figures.schedule_comparison(ours))
+    with_crosses = trials(ours, skips_removed_val_accuracy=0.98)
+    figure = figures.schedule_comparison(ours, with_crosses)
+    assert "skips removed" in texts(figure) and "running statistics estimated anew" not in texts(figure)
+    ends = figure.axes[-1]
+    assert [label.get_text() for label in ends.get_xticklabels()] == [
+        "static t = nan",
+        "t from 0.9 to 0",
+        "t from 0.5 to 0",
+    ]
+    crosses = [line for line in ends.lines if line.get_marker() == "x"]
+    assert [list(line.get_ydata()) for line in crosses] == [[0.98, 0.98]] * 3
+    anew = trials(ours, reestimated_val_accuracy=0.99)
+    assert "running statistics estimated anew" in texts(figures.schedule_comparison(ours, anew))
 
 
-def test_statistics_estimated_anew_are_marked():
+def test_what_is_below_the_panel_is_marked_with_its_value():
     ours = table("schedule_comparison")
-    anew = ours[ours["epoch"] == 10].assign(split="val_reestimated", mean=0.5)
-    figure = figures.schedule_comparison(pd.concat([ours, anew]))
-    assert "running statistics estimated anew" in texts(figure)
-    marks = [line for line in figure.axes[0].lines if line.get_marker() == "+"]
-    assert [list(line.get_ydata()) for line in marks] == [[0.5]] * 3
+    far = ours["mean"].where((ours["epoch"] > 1) | (ours["arm"] != "static"), 0.5)
+    figure = figures.schedule_comparison(ours.assign(mean=far), trials(ours))
+    assert figure.axes[0].get_ylim()[0] > 0.9 and [text.get_text() for text in figure.axes[0].texts] == ["0.500"]
+    assert sum(line.get_marker() == CARETDOWN for line in figure.axes[0].lines) == 1
 
 
 def test_the_static_arm_says_its_t():
-    assert "static t = 0.995" in texts(figures.schedule_comparison(table("schedule_comparison").assign(t=0.995)))
+    ours = table("schedule_comparison").assign(t=0.995)
+    assert "static t = 0.995" in texts(figures.schedule_comparison(ours, trials(ours)))
 
 
 def test_arms_that_the_paper_does_not_have_differ():
@@ -81,7 +97,8 @@ def test_arms_that_the_paper_does_not_have_differ():
         "scheduled_from_0.5": "scheduled_from_0.6",
     }
     ours = table("schedule_comparison")
-    figure = figures.schedule_comparison(ours.assign(arm=ours["arm"].replace(names), t=0.7))
+    ours = ours.assign(arm=ours["arm"].replace(names), t=0.7)
+    figure = figures.schedule_comparison(ours, trials(ours))
     assert {"static t = 0.7", "t from 0.8 to 0", "t from 0.6 to 0"} <= set(texts(figure).split(" | "))
     lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("_", "None")]
     assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
@@ -90,8 +107,8 @@ def test_arms_that_the_paper_does_not_have_differ():
 def test_validation_by_batch_has_a_panel():
     ours = table("schedule_comparison")
     by_batch = ours.assign(split="val_batch", mean=ours["mean"] - 0.01)
-    assert len(figures.schedule_comparison(ours).axes) == 1
-    upper, lower = figures.schedule_comparison(pd.concat([ours, by_batch])).axes
+    assert len(figures.schedule_comparison(ours, trials(ours)).axes) == 2
+    upper, lower, _ = figures.schedule_comparison(pd.concat([ours, by_batch]), trials(ours)).axes
     for axes, frame in ((upper, ours), (lower, by_batch)):
         assert {round(mean, 6) for mean in frame["mean"]} <= {y for _, y in drawn(axes)}
 

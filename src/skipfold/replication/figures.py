@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETDOWN
 
 from skipfold.replication import statistics
 
@@ -71,10 +72,11 @@ SPARE = tuple(zip(PALETTE[4:8], "vXP<", ("-", (0, (6, 1.5)), (0, (4, 1.5)), (0, 
 """Colour, marker and line of arms that LOOKS does not have, in turn."""
 
 AT_END = {
-    "val_skips_removed": ("skips removed, in the arm's marker", "x", 0),
-    "val_reestimated": ("running statistics estimated anew", "+", -1),
+    "val_accuracy": None,
+    "skips_removed_val_accuracy": ("skips removed", "x"),
+    "reestimated_val_accuracy": ("running statistics estimated anew", "+"),
 }
-"""Splits measured once on the trained network: label, marker, and the panel that has the scale for them."""
+"""Measures of the trained networks, with label and marker; None takes the arm's own."""
 
 TITLES = {
     "resnet34": "ResNet34",
@@ -177,54 +179,113 @@ def linear_comparison(
     return figure
 
 
-def schedule_comparison(aggregate: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
-    """Validation accuracy per epoch with static and with scheduled t; right of the last epoch, AT_END.
+def schedule_comparison(aggregate: pd.DataFrame, trials: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Validation accuracy per epoch with static and with scheduled t; below, every trial after the last epoch.
 
-    Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
+    Where there is BatchNorm, a panel between has it with the statistics of each batch instead of the running ones.
+    `trials` is the tidy table that `aggregate` has the means of.
     """
-    by_batch = (aggregate["split"] == "val_batch").any()
+    curves = {"val": "in eval mode, as deployed"}
+    if (aggregate["split"] == "val_batch").any():
+        curves["val_batch"] = "BatchNorm by batch as in training"
+    network = aggregate["network"].iloc[0]
     with styled():
-        figure = Figure(figsize=(7.0, 7.4 if by_batch else 4.6))
-        panels = figure.subplots(2, 1, sharex=True) if by_batch else [figure.subplots()]
-        axes = panels[0]
-        for panel, split in zip(panels, ("val", "val_batch"), strict=False):
-            _per_epoch(panel, aggregate, published, split)
-        if by_batch:
-            panels[0].set_xlabel("")
-            panels[0].set_title("in eval mode, as deployed", fontsize="small")
-            panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
-        looks, extra = _looks(aggregate["arm"]), []
-        for split, (label, marker, panel) in AT_END.items():
-            style = {"marker": marker, "linestyle": "", "markersize": 5, "markeredgewidth": 1.4}
-            rows = aggregate[aggregate["split"] == split]
-            for row in rows.itertuples():
-                color, own = looks[row.arm].color, looks[row.arm].marker
-                panels[panel].plot(row.epoch + 0.3, row.mean, own, color=color, markersize=8, markerfacecolor="white")
-                panels[panel].plot(row.epoch + 0.3, row.mean, color=color, **style)
-            if len(rows):
-                extra.append(Line2D([], [], color="black", label=label, **style))
-        network = aggregate["network"].iloc[0]
+        figure = Figure(figsize=(7.0, 3.9 + 2.5 * len(curves)))
+        *panels, ends = figure.subplots(len(curves) + 1, 1)
+        for axes, (split, title) in zip(panels, curves.items(), strict=True):
+            _per_epoch(axes, aggregate, published, split)
+            axes.set_title(title, fontsize="small")
+        _clip(panels[0], aggregate[aggregate["split"] == "val"], published)
+        extra = _at_end(ends, trials, published)
         title = f"{TITLES.get(network, network)}: validation accuracy with static and scheduled t"
-        _legend(figure, axes, title, published is not None, extra)
+        _legend(figure, panels[0], title, published is not None, extra)
         _stamp(figure, aggregate)
     return figure
 
 
+def _clip(axes: Axes, ours: pd.DataFrame, published: pd.DataFrame | None) -> None:
+    """Limits that the means need, but for those of the first epoch that would halve the scale of the others.
+
+    A caret marks what is below, of a mean with its value.
+    """
+    means = pd.concat([ours, published])[["epoch", "mean"]]
+    later = means[means["epoch"] > means["epoch"].min()]["mean"]
+    near = means["mean"][~(means["mean"] < 2 * later.min() - later.max())]
+    bottom = _limits(axes, near, ours[["mean", "high"]].max().max())
+    axes.margins(x=0.07)
+    for arm, (place, look) in _places(ours["arm"]).items():
+        for row in ours[ours["arm"] == arm].itertuples():
+            if row.low < bottom or row.mean < bottom:
+                _below(axes, row.epoch + place, bottom, look.color, f"{row.mean:.3f}" if row.mean < bottom else "")
+
+
+def _limits(axes: Axes, shown: pd.Series, top: float) -> float:
+    """Set limits that hold `shown`, and up to `top`, with room for marks; gives the lower one."""
+    top = max(top, shown.max())
+    room = 0.12 * (top - shown.min() or 0.01)
+    axes.set_ylim(shown.min() - room, min(top + room, 1.0))
+    return shown.min() - room
+
+
+def _below(axes: Axes, x: float, bottom: float, color: str, value: str) -> None:
+    """A caret at the lower end, with the value that is below it."""
+    axes.plot(x, bottom, marker=CARETDOWN, color=color, markersize=6, clip_on=False)
+    axes.annotate(value, (x, bottom), xytext=(-5, 2), textcoords="offset points", ha="right", fontsize=7, color=color)
+
+
+def _at_end(axes: Axes, trials: pd.DataFrame, published: pd.DataFrame | None) -> list[Line2D]:
+    """AT_END of every trial of every arm, the mean as a dash, the published value as a line; gives legend entries."""
+    trials = trials[trials["epoch"] == trials["epoch"].max()]
+    measures = {name: own for name, own in AT_END.items() if trials[name].notna().any()}
+    means = trials.groupby("arm")[list(measures)].mean().stack()
+    bottom = _limits(axes, means, trials[list(measures)].max().max())
+    looks = _looks(trials["arm"])
+    dash = {"color": "black", "linewidth": 1.2}
+    line = {"color": PUBLISHED_COLOR, "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    for group, (arm, look) in enumerate(looks.items()):
+        own = trials[trials["arm"] == arm]
+        for place, (name, style) in enumerate(measures.items()):
+            x, values = group + 0.27 * (place - 1), own[name].dropna().sort_values()
+            marker = look.marker if style is None else style[1]
+            axes.plot([x] * len(values), values, marker, color=look.color, markersize=5, markeredgewidth=1.2)
+            axes.plot([x - 0.09, x + 0.09], [values.mean()] * 2, **dash)
+            if len(below := values[values < bottom]):
+                _below(axes, x, bottom, look.color, "\n".join(f"{value:.3f}" for value in below[::-1]))
+        if published is not None:
+            theirs = published[published["arm"] == arm].sort_values("epoch")["mean"].tail(1)
+            axes.hlines(theirs, group - 0.42, group + 0.42, **line, zorder=1.5)
+    labels = [look.label.format(t=trials[trials["arm"] == arm]["t"].iloc[0]) for arm, look in looks.items()]
+    axes.set_xticks(range(len(looks)), labels)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("validation accuracy")
+    axes.set_title("after the last epoch, in eval mode: every trial", fontsize="small")
+    marks = [
+        Line2D([], [], color="black", linestyle="", marker=own[1], label=own[0]) for own in measures.values() if own
+    ]
+    line_label = [Line2D([], [], **line, label="published, last epoch")] if published is not None else []
+    return [*marks, Line2D([], [], **dash, label="mean of the trials"), *line_label]
+
+
 def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | None, split: str = "val") -> None:
-    """Every arm's validation accuracy, nudged sideways so that intervals do not lie on each other."""
+    """Every arm's validation accuracy, nudged sideways so that markers and intervals do not lie on each other."""
     ours = aggregate[aggregate["split"] == split]
-    arms = _looks(aggregate["arm"])
-    for position, (arm, look) in enumerate(arms.items()):
+    for arm, (place, look) in _places(aggregate["arm"]).items():
         if published is not None:
             theirs = published[published["arm"] == arm].sort_values("epoch")
-            _draw_published(axes, theirs["epoch"], theirs["mean"], look, line=True)
+            _draw_published(axes, theirs["epoch"] + place, theirs["mean"], look, line=True)
         points = ours[ours["arm"] == arm].sort_values("epoch")
         look = look._replace(label=look.label.format(t=points["t"].iloc[0]))
-        _draw(axes, points["epoch"] + 0.05 * (position - (len(arms) - 1) / 2), points, look)
+        _draw(axes, points["epoch"] + place, points, look)
     last = int(max(ours["epoch"].max(), 0 if published is None else published["epoch"].max()))
     axes.set_xticks(range(1, last + 1))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy")
+
+
+def _places(arms: Iterable[str]) -> dict[str, tuple[float, Look]]:
+    """How far each arm is drawn beside its epoch, and its look."""
+    looks = _looks(arms)
+    return {arm: (0.1 * (place - (len(looks) - 1) / 2), look) for place, (arm, look) in enumerate(looks.items())}
 
 
 def _looks(arms: Iterable[str]) -> dict[str, Look]:

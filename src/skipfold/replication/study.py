@@ -191,7 +191,7 @@ def _accuracy_vs_t(study: Study) -> None:
 
 def _schedule_comparison(study: Study) -> None:
     _trained(study)
-    study.figure = figures.schedule_comparison(study.table, published(study))
+    study.figure = figures.schedule_comparison(study.table, study.tables[f"{study.name}_trials"], published(study))
 
 
 def _linear_comparison(study: Study) -> None:
