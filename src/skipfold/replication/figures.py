@@ -55,7 +55,7 @@ class Look(NamedTuple):
 
 LOOKS = {
     ("val", "last"): Look("validation, last epoch", BLUE, "o", "-"),
-    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", LIGHT_BLUE, "", "-"),
+    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", LIGHT_BLUE, "D", "-"),
     ("val", "first"): Look("validation, first epoch", ORANGE, "s", (0, (4, 1.5))),
     ("train", "last"): Look("training, last epoch", GREEN, "^", (0, (1, 1.2))),
     "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (inferred)", BLUE, "o", "-"),
@@ -166,13 +166,13 @@ def linear_comparison(
     published: pd.DataFrame | None = None,
     ceiling: float | None = None,
 ) -> Figure:
-    """Validation accuracy per epoch of the linear networks; `ceiling` is the best affine classifier's."""
+    """Validation accuracy per epoch of the linear networks; `ceiling` is that of the best affine classifier found."""
     with styled():
         figure = Figure(figsize=(7.0, 4.9))
         axes = figure.subplots()
         _per_epoch(axes, aggregate, published)
         if ceiling is not None:
-            label = f"best affine classifier found: {ceiling:.4f}"
+            label = f"best affine classifier found, not a bound: {ceiling:.4f}"
             axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)), label=label)
         _legend(figure, axes, "Linear networks: validation accuracy per epoch", published is not None)
         _stamp(figure, aggregate)
