@@ -161,14 +161,27 @@ def test_roofline_draws_every_point_under_the_measured_ceilings():
 def test_sensitivity_names_the_option_in_use():
     rows = [("padding", "1", True, 0.002, 0.001), ("padding", "0", False, 0.05, np.nan)]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "rmse_by_batch"])
-    frame = frame.assign(trials=1, n=51, **STAMP)
+    frame = frame.assign(figure="accuracy_vs_t_cnn3", trials=1, n=51, **STAMP)
     figure = figures.sensitivity(frame)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["1 (in use)", "0"]
+    assert labels == ["padding, by 3-layer linear CNN over t", "1 (in use)", "0"]
     marks = [line for line in figure.axes[0].lines if line.get_marker() in "oD"]
-    assert [line.get_xdata()[0] for line in marks] == pytest.approx([0.2, 0.1, 5.0, np.nan], nan_ok=True)
-    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, True, False]
+    assert [line.get_xdata()[0] for line in marks] == pytest.approx([0.001, 0.002, np.nan, 0.05], nan_ok=True)
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, False, True]
     assert "1 trial a point" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer.resnet", "name=sgd lr=0.01 momentum=0.0", "SGD, rate 0.01, no momentum"),
+        ("networks.cnn3", "width=2 skips=[[0, 2], [1, 3]]", "width 2, skips [[0, 2], [1, 3]]"),
+        ("drop_last", "True", "left out"),
+        ("experiments.linear_comparison.t", "0.5", "0.5"),
+    ],
+)
+def test_options_are_named_in_words(key, value, words):
+    assert figures.option_label(key, value) == words
 
 
 def test_files_are_the_same_each_time(tmp_path):

@@ -1,6 +1,7 @@
 """matplotlib figures from tables: the published points behind ours, one style, the stamp on each."""
 
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -101,6 +102,37 @@ VARIANTS = {
     "collapsed_pixels_fused": "collapsed, from uint8 pixels, one kernel",
     "perceptron": "perceptron",
 }
+
+
+ASSUMPTIONS = {
+    "optimizer.resnet": "Optimizer of ResNets",
+    "optimizer.linear": "Optimizer of linear networks",
+    "networks.resnet": "Layers of ResNets",
+    "networks.cnn3": "3-layer linear CNN",
+    "networks.shallow_linear": "Shallow linear CNN",
+    "experiments.schedule_comparison.static_t": "Static t",
+    "experiments.schedule_comparison.shape": "Shape of schedules",
+    "experiments.linear_comparison.t": "t of linear networks",
+    "drop_last": "Last, smaller batch",
+}
+EXPERIMENTS = {"linear_comparison": "linear networks", "schedule_comparison": "schedules"}
+VALUES = {
+    ("drop_last", "True"): "left out",
+    ("drop_last", "False"): "kept",
+    ("networks.resnet", "defaults"): "usual layers and initial values",
+    ("networks.cnn3", "defaults"): "width 8, kernel 3, padding 1",
+    "name=sgd": "SGD",
+    "name=adam": "Adam",
+    "lr": "rate",
+    "momentum=0.0": "no momentum",
+    "stem=imagenet_pool3": "max-pool of stride 3",
+    "stem=unpadded_pool3": "unpadded, max-pool of stride 3",
+    "init=framework": "framework's initial values",
+    "block=add": "ordinary add",
+    "size=16": "images 16 × 16",
+    "hidden": "hidden layers",
+}
+"""Words for what sensitivity is about: keys of the configuration, figures, and values with or without their key."""
 
 
 def styled() -> AbstractContextManager[None]:
@@ -440,48 +472,80 @@ def timing_label(network: str, variant: str) -> str:
 
 
 def sensitivity(frame: pd.DataFrame) -> Figure:
-    """Distance of each option of each assumption from the published points, in points of accuracy, log scale.
+    """Distance of each option of each assumption from the published points, as a share of images, log scale.
 
-    `frame` has columns assumption, alternative, chosen (true for the one in use), rmse (of accuracies in [0, 1]),
-    rmse_by_batch (empty for no mark), and may have trials and images.
+    `frame` is the table of `sensitivity.table`; images may be absent.
     """
-    groups = list(frame.groupby("assumption", sort=False))
-    in_eval = {"marker": "o", "markersize": 6, "linestyle": "", "color": LOOKS["val", "last"].color}
-    by_batch = {"marker": "D", "markersize": 4.5, "linestyle": "", "color": LOOKS["val_batch", "last"].color}
+    groups = list(frame.groupby(["assumption", "figure"], sort=False))
     with styled():
         figure = Figure(figsize=(7.0, 1.6 + 0.24 * (len(frame) + 1.4 * len(groups))))
         axes = figure.subplots()
         ticks, labels, y = [], [], 0.0
-        for assumption, group in groups:
-            axes.annotate(
-                str(assumption), (0, y), xycoords=("figure fraction", "data"), xytext=(4, 0),
-                textcoords="offset points", va="center", fontsize=8.5, fontweight="bold",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
-            y += 1
+        for (assumption, scored_by), group in groups:
+            # A tick's label, as those of the options: so it never lies on the axis.
+            ticks.append(y)
+            labels.append(f"{ASSUMPTIONS.get(assumption, assumption)}, by {_scored_by(scored_by)}")
             for row in group.sort_values("rmse").itertuples():
-                pair = [100 * row.rmse, 100 * row.rmse_by_batch]
-                axes.plot(pair, [y, y], color=by_batch["color"], linewidth=0.8, zorder=1.5)
-                axes.plot(pair[:1], [y], **in_eval, markerfacecolor=None if row.chosen else "white")
-                axes.plot(pair[1:], [y], **by_batch)
-                ticks.append(y)
-                labels.append(f"{row.alternative}{' (in use)' if row.chosen else ''}")
                 y += 1
-            y += 0.4
+                _option(axes, y, row)
+                ticks.append(y)
+                labels.append(f"{option_label(assumption, row.alternative)}{' (in use)' if row.chosen else ''}")
+            y += 1.4
         axes.set_yticks(ticks, labels, fontsize=8)
-        axes.set_ylim(y - 0.4, -0.7)
+        rows = iter(axes.get_yticklabels())
+        for _, group in groups:
+            next(rows).set_fontweight("bold")
+            list(itertools.islice(rows, len(group)))
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(y - 0.8, -0.7)
         axes.grid(axis="y", visible=False)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("rms distance from the published points, % accuracy", x=1, ha="right")
+        axes.set_xlabel("rms distance of accuracies (shares in [0, 1])", x=1, ha="right")
         handles = [
-            Line2D([], [], **in_eval, label="in use"),
-            Line2D([], [], **in_eval, markerfacecolor="white", label="another option"),
-            Line2D([], [], **by_batch, label=LOOKS["val_batch", "last"].label),
+            Line2D([], [], **_mark(True, 5), label="in use"),
+            Line2D([], [], **_mark(False, 5), label="another option"),
+            Line2D([], [], **_mark(False, 1), label="small: one trial"),
+            Line2D([], [], **BY_BATCH, markersize=4.5, label=LOOKS["val_batch", "last"].label),
         ]
-        _head(figure, "How each guess fits the published curves", handles, ncols=3)
+        _head(figure, "How far each guess is from the published curves", handles)
         _stamp(figure, frame)
     return figure
+
+
+BY_BATCH = {"marker": "D", "linestyle": "", "color": LIGHT_BLUE}
+
+
+def _mark(chosen: bool, trials: int) -> dict[str, Any]:
+    """How a distance in eval mode is drawn: filled where in use, small where it is of one trial."""
+    face = BLUE if chosen else "white"
+    return {
+        "marker": "o",
+        "markersize": 4 if trials == 1 else 7,
+        "linestyle": "",
+        "color": BLUE,
+        "markerfacecolor": face,
+    }
+
+
+def _option(axes: Axes, y: float, row: Any) -> None:
+    axes.plot([row.rmse, row.rmse_by_batch], [y, y], color=LIGHT_BLUE, linewidth=0.8, zorder=1.5)
+    axes.plot([row.rmse_by_batch], [y], **BY_BATCH, markersize=3 if row.trials == 1 else 5.5)
+    axes.plot([row.rmse], [y], **_mark(row.chosen, row.trials))
+
+
+def _scored_by(experiment: str) -> str:
+    name = experiment.removeprefix("accuracy_vs_t_")
+    return f"{TITLES.get(name, name)} over t" if name != experiment else EXPERIMENTS.get(name, name)
+
+
+def option_label(assumption: str, text: str) -> str:
+    """The value of a key of the configuration, as `sensitivity.text` gives it, in words."""
+    if (assumption, text) in VALUES:
+        return VALUES[assumption, text]
+    parts = re.findall(r"(\w+)=(\[.*\]|\S+)", text)
+    words = [VALUES.get(f"{key}={value}") or f"{VALUES.get(key, key)} {value}" for key, value in parts]
+    return ", ".join(words) or text
 
 
 def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:

@@ -249,8 +249,7 @@ def _sensitivity(study: Study) -> None:
     results = config.folder(study.config) / tier
     table = sensitivity.table(options, found, config.published_folder(), results, tier)
     study.tables["sensitivity"] = table
-    # One assumption may be scored by several figures.
-    study.figure = figures.sensitivity(table.assign(assumption=table["assumption"] + ", by " + table["figure"]))
+    study.figure = figures.sensitivity(table)
 
 
 STUDIES = {
