@@ -143,19 +143,38 @@ def test_timing_shows_every_row_and_what_it_saves():
     assert bands == [[], [], [], [], [pytest.approx((22, 24))] * 2, []]
 
 
-def test_roofline_draws_every_point_under_the_measured_ceilings():
+def test_networks_of_one_layer_are_timed_in_panels_of_their_own():
+    rows = [
+        {"network": "resnet34_linear_avgpool", "variant": variant, "runtime": "eager", "batch": 64, "measure": "host",
+         "median_us": median, "q1_us": median, "q3_us": median, "samples_us": f"{median} {median}", **STAMP}
+        for variant, median in (("skips", 1000.0), ("collapsed", 0.5), ("another", 900.0))
+    ]  # fmt: skip
+    deep, one_layer, saved = figures.timing(pd.DataFrame(rows)).axes
+    assert deep.get_xlim()[0] == one_layer.get_xlim()[0] == 0 and one_layer.get_xlim()[1] < 1
+    assert [label.get_text() for label in saved.get_yticklabels()] == ["linear ResNet34, average-pool: another"]
+
+
+def test_roofline_draws_every_point_beside_what_was_measured():
     rows = [
         {"network": "resnet18", "variant": variant, "runtime": "eager", "batch": batch, "intensity": intensity,
          "flops_per_s": 1e9 * intensity, "peak_flops_per_s": 4e10, "copy_bytes_per_s": 1e10, **STAMP}
         for variant in ("skips", "skips_removed") for batch, intensity in ((64, 8.0), (1, 2.0))
     ]  # fmt: skip
-    (axes,) = figures.roofline(pd.DataFrame(rows)).axes
+    figure = figures.roofline(pd.DataFrame(rows))
+    (axes,) = figure.axes
     *series, roof = axes.lines
-    assert [line.get_xydata().tolist() for line in series] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
+    whole, hollow = series[::2], series[1::2]
+    assert [line.get_xydata().tolist() for line in whole] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
+    assert [line.get_xydata().tolist() for line in hollow] == [[[2.0, 2.0]]] * 2
+    assert "hollow: batch 1 | filled: batch 64" in texts(figure)
     x, y = roof.get_xydata().T
     assert y == pytest.approx(np.where(x < 4, 10 * x, 40))
     assert x.min() < 2 and x.max() > 8
-    assert [text.get_text() for text in axes.texts] == ["large matrix product: 40 GFLOP/s", "large copy: 10 GB/s"]
+    assert [text.get_text() for text in axes.texts] == [
+        "matrix product, measured: 40 GFLOP/s", "copy, measured: 10 GB/s",
+    ]  # fmt: skip
+    two = [row | {"runtime": runtime} for row in rows for runtime in ("eager", "cuda_graph")]
+    assert [axes.get_title(loc="left") for axes in figures.roofline(pd.DataFrame(two)).axes] == ["eager", "cuda_graph"]
 
 
 def test_sensitivity_names_the_option_in_use():

@@ -42,6 +42,7 @@ DASHES = (
     (0, (6, 4)),
 )
 
+PER_IMAGE, SAVED = "µs an image", "% saved against skips with t"
 UNITS = {"host": "wall-clock", "device": "device"}
 
 
@@ -103,6 +104,8 @@ VARIANTS = {
     "perceptron": "perceptron",
 }
 
+
+ONE_LAYER = ("collapsed", "collapsed_pixels", "collapsed_pixels_fused", "perceptron")
 
 ASSUMPTIONS = {
     "optimizer.resnet": "Optimizer of ResNets",
@@ -337,45 +340,43 @@ def _label(arm: str) -> str:
 
 
 def timing(frame: pd.DataFrame, published: tuple[float, float] | None = None) -> Figure:
-    """Prediction time per image of every network and variant, log scale; below, what it saves against t-weighted skips.
+    """Prediction time per image of every network and variant, and what it saves against t-weighted skips.
 
-    A panel a batch size. `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us,
-    samples_us, device. Shown is the wall-clock ("host") time where it was measured; the runtime is in the marker.
-    `published` are the least and the largest share that removing the skips is said to save, eagerly at batch
-    PUBLISHED_BATCH.
+    Networks of one layer have panels of their own: they are a thousand times as fast. A panel a batch size. `frame` has
+    columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us, samples_us, device. Shown is the
+    wall-clock ("host") time where it was measured; the runtime is in the marker. `published` are the least and the
+    largest share that removing the skips is said to save, eagerly at batch PUBLISHED_BATCH.
     """
     measure = "host" if (frame["measure"] == "host").any() else frame["measure"].iloc[0]
     frame = frame[frame["measure"] == measure]
-    saved = _saved(frame)
-    batches = sorted(frame["batch"].unique())
-    runtimes = list(dict.fromkeys(frame["runtime"]))
+    one_layer = frame["variant"].isin(ONE_LAYER)
+    batches, runtimes = sorted(frame["batch"].unique()), list(dict.fromkeys(frame["runtime"]))
+    blocks = [(part, PER_IMAGE) for part in (frame[~one_layer], frame[one_layer]) if len(part)]
+    if len(saved := _saved(frame[~one_layer])):
+        blocks.append((saved, SAVED))
+    rows = [list(dict.fromkeys(zip(part["network"], part["variant"], strict=True))) for part, _ in blocks]
     columns = min(2, len(batches))
-    blocks = [part for part in (frame, saved) if len(part)]
-    rows = [list(dict.fromkeys(zip(part["network"], part["variant"], strict=True))) for part in blocks]
-    heights = [len(names) for names in rows for _ in batches[::columns]]
+    heights = [len(names) + 0.5 for names in rows for _ in batches[::columns]]
     with styled():
-        figure = Figure(figsize=(7.0, 1.7 + 0.4 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
+        figure = Figure(figsize=(7.0, 1.7 + 0.45 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
         grid = figure.subplots(len(heights), columns, sharey="row", squeeze=False, height_ratios=heights)
-        panels = iter(grid.flat)
-        handles = {}
-        for part, names in zip(blocks, rows, strict=True):
+        panels, handles = iter(grid.flat), {}
+        for (part, quantity), names in zip(blocks, rows, strict=True):
             for batch in batches:
                 axes = next(panels)
                 axes.set_title(f"batch {batch}")
                 axes.set_yticks(range(len(names)), [timing_label(*name) for name in names], fontsize=8)
-                if part is saved:
+                axes.set_ylim(len(names) - 0.4, -0.6)
+                axes.set_xlabel(quantity, fontsize=8.5)
+                if quantity == SAVED:
                     axes.axvline(0, color="black", linewidth=0.8)
-                    axes.set_xlabel("% saved against skips with t", fontsize=8.5)
                     if published and batch == PUBLISHED_BATCH:
                         handles |= _band(axes, names, published)
-                else:
-                    axes.set_xscale("log")
-                    axes.set_xlabel("µs an image", fontsize=8.5)
                 handles |= _timed(axes, part[part["batch"] == batch], names, runtimes)
+                if quantity == PER_IMAGE:
+                    axes.set_xlim(left=0)
             for axes in [next(panels) for _ in range(-len(batches) % columns)]:
                 axes.set_visible(False)
-        for axes in grid[:, 0]:
-            axes.invert_yaxis()
         _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 3)
         _stamp(figure, frame)
     return figure
@@ -384,10 +385,9 @@ def timing(frame: pd.DataFrame, published: tuple[float, float] | None = None) ->
 def _saved(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` of timings as % saved against the variant `skips` of the same network, runtime and batch.
 
-    In the place of quartiles are the ends of the interval. What has no such variant is left out, and what was
-    collapsed.
+    In the place of quartiles are the ends of the interval. What has no such variant is left out.
     """
-    found = statistics.against_skips(frame[frame["variant"] != "collapsed"]).dropna(subset="saved")
+    found = statistics.against_skips(frame).dropna(subset="saved")
     saved, low, high = (100 * found[key] for key in statistics.SAVED)
     return found.assign(median_us=saved, q1_us=low, q3_us=high)
 
@@ -412,57 +412,85 @@ def _band(axes: Axes, names: list[tuple[str, str]], published: tuple[float, floa
     """The published range behind the rows that it is about."""
     low, high = (100 * share for share in published)
     rows = [row for row, (_, variant) in enumerate(names) if variant == "skips_removed"]
-    label = f"published, eager: {low:g} to {high:g} %"
+    label = f"published: eager, a GPU, {low:g} to {high:g} %"
     return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#dddddd", zorder=0.5, label=label)}
 
 
 def roofline(frame: pd.DataFrame) -> Figure:
-    """Arithmetic reached against arithmetic intensity under the device's ceilings, log scales.
+    """Arithmetic reached against arithmetic intensity, beside a matrix product and a copy measured in the same run.
 
-    `frame` is the table of `roofline.measure`. A line joins the batches of a network and variant, the smallest at its
-    left end; hollow markers are eager, filled ones CUDA graphs. The ceilings are those measured in the same run.
+    `frame` is the table of `roofline.measure`; log scales, a panel a runtime. A line joins the batches of a network and
+    variant; the smallest has a hollow marker, the others filled ones.
     """
-    peak, copy = frame["peak_flops_per_s"].iloc[0], frame["copy_bytes_per_s"].iloc[0]
-    networks = list(dict.fromkeys(frame["network"]))
-    variants = [variant for variant in VARIANTS if variant in set(frame["variant"])]
-    markers = dict(zip(networks, MARKERS, strict=False))
-    colors, lines = dict(zip(variants, PALETTE, strict=False)), dict(zip(variants, DASHES, strict=False))
+    markers = dict(zip(frame["network"].unique(), itertools.cycle(MARKERS), strict=False))
+    variants = dict.fromkeys([*VARIANTS, *frame["variant"]])
+    variants = [name for name in variants if name in set(frame["variant"])]
+    styles = zip(variants, itertools.cycle(PALETTE), itertools.cycle(DASHES), strict=False)
+    looks = {name: Look(VARIANTS.get(name, name), color, "", line) for name, color, line in styles}
+    runtimes = list(dict.fromkeys(frame["runtime"]))
     with styled():
-        figure = Figure(figsize=(7.0, 6.2))
-        axes = figure.subplots()
-        for (network, variant, runtime), part in frame.groupby(["network", "variant", "runtime"], sort=False):
-            part = part.sort_values("batch")
-            axes.plot(
-                part["intensity"], part["flops_per_s"] / 1e9, color=colors[variant], linestyle=lines[variant],
-                marker=markers[network], markersize=5, linewidth=1.1,
-                markerfacecolor="none" if runtime == "eager" else colors[variant],
-            )  # fmt: skip
-        x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
-        axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
-        axes.annotate(
-            f"large matrix product: {peak / 1e9:,.0f} GFLOP/s", (peak / copy, peak / 1e9), xytext=(-4, 0),
-            textcoords="offset points", ha="right", va="center", fontsize=8,
-        )  # fmt: skip
-        axes.annotate(
-            f"large copy: {copy / 1e9:,.0f} GB/s", (x[0], x[0] * copy / 1e9), xytext=(16, 2),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("FLOP for each byte that operators read or write")
-        axes.set_ylabel("GFLOP/s reached")
-        handles = [
-            Line2D([], [], color=colors[name], linestyle=lines[name], linewidth=1.8, label=VARIANTS[name])
-            for name in variants
-        ]
-        handles += [
-            Line2D([], [], color="black", marker=markers[name], linestyle="", markerfacecolor="none",
-                   label=TITLES.get(name, name))
-            for name in networks
-        ]  # fmt: skip
-        _head(figure, "Prediction under the roof", handles)
+        figure = Figure(figsize=(7.0, 1.4 + 4.2 * len(runtimes)))
+        panels = figure.subplots(len(runtimes), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, runtime in zip(panels, runtimes, strict=True):
+            for (network, variant), part in frame[frame["runtime"] == runtime].groupby(
+                ["network", "variant"], sort=False
+            ):
+                part = part.sort_values("batch")
+                x, y = part["intensity"], part["flops_per_s"] / 1e9
+                style = {"color": looks[variant].color, "marker": markers[network], "markersize": 5}
+                axes.plot(x, y, **style, linestyle=looks[variant].line, linewidth=1.1)
+                smallest = part["batch"] == frame["batch"].min()
+                axes.plot(x[smallest], y[smallest], **style, linestyle="", markerfacecolor="white")
+            _references(axes, frame)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_ylabel("GFLOP/s reached")
+            if len(runtimes) > 1:
+                axes.set_title(runtime, fontsize="small")
+        panels[-1].set_xlabel("FLOP for each byte that operators read or write")
+        _head(
+            figure, "Arithmetic reached in prediction", _roofline_legend(frame, looks, markers), ncols=3, fontsize=7.5
+        )
         _stamp(figure, frame)
     return figure
+
+
+def _references(axes: Axes, frame: pd.DataFrame) -> None:
+    """What the device reached in a large copy and in a large matrix product, as lines."""
+    peak, copy = frame["peak_flops_per_s"].iloc[0], frame["copy_bytes_per_s"].iloc[0]
+    x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
+    axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
+    ridge = peak / copy
+    slope = x[0] ** 0.3 * ridge**0.7
+    for text, at, reached in (
+        (f"matrix product, measured: {peak / 1e9:,.0f} GFLOP/s", ridge, peak),
+        (f"copy, measured: {copy / 1e9:,.0f} GB/s", slope, slope * copy),
+    ):
+        axes.annotate(
+            text, (at, reached / 1e9), xytext=(-4, 0), textcoords="offset points", ha="right", va="center", fontsize=8
+        )
+
+
+def _roofline_legend(frame: pd.DataFrame, looks: dict[str, Look], markers: dict[str, str]) -> list[Line2D]:
+    """Lines for variants, markers for networks, and which end of a line is which batch."""
+    lines = [
+        Line2D([], [], color=look.color, linestyle=look.line, linewidth=1.8, label=look.label,
+               marker=markers.get(variant, ""), markersize=5)
+        for variant, look in looks.items()
+    ]  # fmt: skip
+    mark = {"color": "black", "linestyle": "", "markersize": 5}
+    # A network that is named as its variant has its line above.
+    networks = [
+        Line2D([], [], **mark, marker=marker, label=TITLES.get(name, name))
+        for name, marker in markers.items()
+        if name not in looks
+    ]
+    smallest, *others = sorted(frame["batch"].unique())
+    ends = [Line2D([], [], **mark, marker="o", markerfacecolor="white", label=f"hollow: batch {smallest}")]
+    if others:
+        label = f"filled: batch {', '.join(map(str, others))}"
+        ends.append(Line2D([], [], **mark, marker="o", label=label))
+    return [*lines, *networks, *ends]
 
 
 def timing_label(network: str, variant: str) -> str:
@@ -589,9 +617,11 @@ def _legend(figure: Figure, axes: Axes, title: str, published: bool, extra: list
     _head(figure, title, handles)
 
 
-def _head(figure: Figure, title: str, handles: list, ncols: int = 2) -> None:
+def _head(figure: Figure, title: str, handles: list, ncols: int = 2, fontsize: float | None = None) -> None:
     """Title and legend above the axes, so that the foot is left to the stamp."""
-    legend = figure.legend(handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left")
+    legend = figure.legend(
+        handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left", fontsize=fontsize
+    )
     legend.get_title().set_fontsize(10.5)
 
 
