@@ -243,9 +243,9 @@ def _clip(axes: Axes, ours: pd.DataFrame, published: pd.DataFrame | None) -> Non
 
     A caret marks what is below, of a mean with its value.
     """
-    means = pd.concat([ours, published])[["epoch", "mean"]]
-    later = means[means["epoch"] > means["epoch"].min()]["mean"]
-    near = means["mean"][~(means["mean"] < 2 * later.min() - later.max())]
+    later = ours["mean"][ours["epoch"] > ours["epoch"].min()]
+    means = pd.concat([ours, published])["mean"]
+    near = means[~(means < 2 * later.min() - later.max())]
     bottom = _limits(axes, near, ours[["mean", "high"]].max().max())
     axes.margins(x=0.07)
     for arm, (place, look) in _places(ours["arm"]).items():

@@ -146,14 +146,15 @@ def show(found: Figure | pd.DataFrame) -> Any:
 
     Columns that say the same in each row go to the caption, those of the stamp, which the figure has, are left out.
     """
-    from IPython.display import Image
+    from IPython.display import HTML, Image
 
     if isinstance(found, pd.DataFrame):
         table = found.drop(columns=list(statistics.STAMP), errors="ignore").dropna(axis=1, how="all")
         same = [name for name in table if len(table) > 1 and table[name].nunique(dropna=False) == 1]
         caption = ", ".join(f"{name} {_cell(table[name].iloc[0])}" for name in same)
-        # The id is fixed, so that a notebook that is run again is the same.
-        return table.drop(columns=same).style.format(_cell, escape="html").hide().set_caption(caption).set_uuid("table")
+        shown = table.drop(columns=same).style.format(_cell, escape="html").hide().set_caption(caption)
+        # The id is fixed, and no object's address is shown, so that a notebook that is run again is the same.
+        return HTML(shown.to_html(table_uuid="table"))
     buffer = io.BytesIO()
     found.savefig(buffer, format="png", dpi=110)
     return Image(buffer.getvalue())
