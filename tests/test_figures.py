@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.markers import CARETDOWN
 
 from skipfold.replication import figures, statistics
 
@@ -17,6 +18,13 @@ def table(experiment, epochs=None, shift=0.0):
         network="resnet34", experiment=experiment, **STAMP,
     )  # fmt: skip
     return frame if epochs is None else frame[frame["epoch"] <= epochs]
+
+
+def trials(aggregate, **more):
+    """Two trials of each mean of `aggregate`, in the columns that the figure of the schedules reads."""
+    ours = aggregate.rename(columns={"mean": "val_accuracy"})[["arm", "epoch", "t", "val_accuracy"]]
+    measured = {"skips_removed_val_accuracy": np.nan, "reestimated_val_accuracy": np.nan}
+    return pd.concat([ours, ours]).assign(**(measured | more))
 
 
 def texts(figure):
@@ -50,30 +58,36 @@ def test_the_stamp_is_on_the_figure():
     for part in ("3 trials", "tier quick", "CPU (any)", "torch 2.11.0", "2026-01-01"):
         assert part in foot
     assert "0.9274" in texts(figure)
-    other = figures.linear_comparison(table("linear_comparison"), stamp=STAMP | {"device": "GPU"})
-    assert "GPU" in other.get_supxlabel()
 
 
-def test_removed_skips_are_marked():
+def test_every_trial_is_shown_after_the_last_epoch():
     ours = table("schedule_comparison")
-    removed = ours[(ours["epoch"] == 10) & (ours["arm"] != "static")].assign(split="val_skips_removed")
-    with_crosses = figures.schedule_comparison(pd.concat([ours, removed]))
-    assert "skips removed" in texts(with_crosses)
-    assert sum(line.get_marker() == "x" for line in with_crosses.axes[0].lines) == 2
-    assert "skips removed" not in texts(figures.schedule_comparison(ours))
+    with_crosses = trials(ours, skips_removed_val_accuracy=0.98)
+    figure = figures.schedule_comparison(ours, with_crosses)
+    assert "skips removed" in texts(figure) and "running statistics estimated anew" not in texts(figure)
+    ends = figure.axes[-1]
+    assert [label.get_text() for label in ends.get_xticklabels()] == [
+        "static t = nan",
+        "t from 0.9 to 0",
+        "t from 0.5 to 0",
+    ]
+    crosses = [line for line in ends.lines if line.get_marker() == "x"]
+    assert [list(line.get_ydata()) for line in crosses] == [[0.98, 0.98]] * 3
+    anew = trials(ours, reestimated_val_accuracy=0.99)
+    assert "running statistics estimated anew" in texts(figures.schedule_comparison(ours, anew))
 
 
-def test_statistics_estimated_anew_are_marked():
+def test_what_is_below_the_panel_is_marked_with_its_value():
     ours = table("schedule_comparison")
-    anew = ours[ours["epoch"] == 10].assign(split="val_reestimated", mean=0.5)
-    figure = figures.schedule_comparison(pd.concat([ours, anew]))
-    assert "running statistics estimated anew" in texts(figure)
-    marks = [line for line in figure.axes[0].lines if line.get_marker() == "+"]
-    assert [list(line.get_ydata()) for line in marks] == [[0.5]] * 3
+    far = ours["mean"].where((ours["epoch"] > 1) | (ours["arm"] != "static"), 0.5)
+    figure = figures.schedule_comparison(ours.assign(mean=far), trials(ours))
+    assert figure.axes[0].get_ylim()[0] > 0.9 and [text.get_text() for text in figure.axes[0].texts] == ["0.500"]
+    assert sum(line.get_marker() == CARETDOWN for line in figure.axes[0].lines) == 1
 
 
 def test_the_static_arm_says_its_t():
-    assert "static t = 0.995" in texts(figures.schedule_comparison(table("schedule_comparison").assign(t=0.995)))
+    ours = table("schedule_comparison").assign(t=0.995)
+    assert "static t = 0.995" in texts(figures.schedule_comparison(ours, trials(ours)))
 
 
 def test_arms_that_the_paper_does_not_have_differ():
@@ -83,7 +97,8 @@ def test_arms_that_the_paper_does_not_have_differ():
         "scheduled_from_0.5": "scheduled_from_0.6",
     }
     ours = table("schedule_comparison")
-    figure = figures.schedule_comparison(ours.assign(arm=ours["arm"].replace(names), t=0.7))
+    ours = ours.assign(arm=ours["arm"].replace(names), t=0.7)
+    figure = figures.schedule_comparison(ours, trials(ours))
     assert {"static t = 0.7", "t from 0.8 to 0", "t from 0.6 to 0"} <= set(texts(figure).split(" | "))
     lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("_", "None")]
     assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
@@ -92,8 +107,8 @@ def test_arms_that_the_paper_does_not_have_differ():
 def test_validation_by_batch_has_a_panel():
     ours = table("schedule_comparison")
     by_batch = ours.assign(split="val_batch", mean=ours["mean"] - 0.01)
-    assert len(figures.schedule_comparison(ours).axes) == 1
-    upper, lower = figures.schedule_comparison(pd.concat([ours, by_batch])).axes
+    assert len(figures.schedule_comparison(ours, trials(ours)).axes) == 2
+    upper, lower, _ = figures.schedule_comparison(pd.concat([ours, by_batch]), trials(ours)).axes
     for axes, frame in ((upper, ours), (lower, by_batch)):
         assert {round(mean, 6) for mean in frame["mean"]} <= {y for _, y in drawn(axes)}
 
@@ -128,32 +143,64 @@ def test_timing_shows_every_row_and_what_it_saves():
     assert bands == [[], [], [], [], [pytest.approx((22, 24))] * 2, []]
 
 
-def test_roofline_draws_every_point_under_the_measured_ceilings():
+def test_networks_of_one_layer_are_timed_in_panels_of_their_own():
+    rows = [
+        {"network": "resnet34_linear_avgpool", "variant": variant, "runtime": "eager", "batch": 64, "measure": "host",
+         "median_us": median, "q1_us": median, "q3_us": median, "samples_us": f"{median} {median}", **STAMP}
+        for variant, median in (("skips", 1000.0), ("collapsed", 0.5), ("another", 900.0))
+    ]  # fmt: skip
+    deep, one_layer, saved = figures.timing(pd.DataFrame(rows)).axes
+    assert deep.get_xlim()[0] == one_layer.get_xlim()[0] == 0 and one_layer.get_xlim()[1] < 1
+    assert [label.get_text() for label in saved.get_yticklabels()] == ["linear ResNet34, average-pool: another"]
+
+
+def test_roofline_draws_every_point_beside_what_was_measured():
     rows = [
         {"network": "resnet18", "variant": variant, "runtime": "eager", "batch": batch, "intensity": intensity,
          "flops_per_s": 1e9 * intensity, "peak_flops_per_s": 4e10, "copy_bytes_per_s": 1e10, **STAMP}
         for variant in ("skips", "skips_removed") for batch, intensity in ((64, 8.0), (1, 2.0))
     ]  # fmt: skip
-    (axes,) = figures.roofline(pd.DataFrame(rows)).axes
+    figure = figures.roofline(pd.DataFrame(rows))
+    (axes,) = figure.axes
     *series, roof = axes.lines
-    assert [line.get_xydata().tolist() for line in series] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
+    whole, hollow = series[::2], series[1::2]
+    assert [line.get_xydata().tolist() for line in whole] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
+    assert [line.get_xydata().tolist() for line in hollow] == [[[2.0, 2.0]]] * 2
+    assert "hollow: batch 1 | filled: batch 64" in texts(figure)
     x, y = roof.get_xydata().T
     assert y == pytest.approx(np.where(x < 4, 10 * x, 40))
     assert x.min() < 2 and x.max() > 8
-    assert [text.get_text() for text in axes.texts] == ["large matrix product: 40 GFLOP/s", "large copy: 10 GB/s"]
+    assert [text.get_text() for text in axes.texts] == [
+        "matrix product, measured: 40 GFLOP/s", "copy, measured: 10 GB/s",
+    ]  # fmt: skip
+    two = [row | {"runtime": runtime} for row in rows for runtime in ("eager", "cuda_graph")]
+    assert [axes.get_title(loc="left") for axes in figures.roofline(pd.DataFrame(two)).axes] == ["eager", "cuda_graph"]
 
 
 def test_sensitivity_names_the_option_in_use():
     rows = [("padding", "1", True, 0.002, 0.001), ("padding", "0", False, 0.05, np.nan)]
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "rmse_by_batch"])
-    frame = frame.assign(trials=1, n=51, **STAMP)
+    frame = frame.assign(figure="accuracy_vs_t_cnn3", trials=1, n=51, **STAMP)
     figure = figures.sensitivity(frame)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["1 (in use)", "0"]
+    assert labels == ["padding, by 3-layer linear CNN over t", "1 (in use)", "0"]
     marks = [line for line in figure.axes[0].lines if line.get_marker() in "oD"]
-    assert [line.get_xdata()[0] for line in marks] == pytest.approx([0.2, 0.1, 5.0, np.nan], nan_ok=True)
-    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, True, False]
+    assert [line.get_xdata()[0] for line in marks] == pytest.approx([0.001, 0.002, np.nan, 0.05], nan_ok=True)
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, False, True]
     assert "1 trial a point" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer.resnet", "name=sgd lr=0.01 momentum=0.0", "SGD, rate 0.01, no momentum"),
+        ("networks.cnn3", "width=2 skips=[[0, 2], [1, 3]]", "width 2, skips [[0, 2], [1, 3]]"),
+        ("drop_last", "True", "left out"),
+        ("experiments.linear_comparison.t", "0.5", "0.5"),
+    ],
+)
+def test_options_are_named_in_words(key, value, words):
+    assert figures.option_label(key, value) == words
 
 
 def test_files_are_the_same_each_time(tmp_path):

@@ -1,6 +1,7 @@
 """notebooks: thin, without outputs, and with the parameters that the core knows."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -113,10 +114,14 @@ def test_names_of_the_kernel_and_results_of_cells_are_no_parameters():
     assert study.parameters("timing", namespace) == {"tier": "smoke"}
 
 
-def test_a_table_is_shown_without_its_stamp():
-    table = pd.DataFrame({"network": ["cnn3"], "median_us": [1.23456], **dict.fromkeys(STAMP, "x")})
-    shown = study.show(table)
-    assert list(shown) == ["network", "median_us"] and shown["median_us"].item() == 1.235
+def test_a_table_is_shown_in_short():
+    rows = [("cnn3", 1.23456, 2.3e-7, None), ("resnet18", 15978.112, 0.0, "needs CUDA")]
+    table = pd.DataFrame(rows, columns=["network", "median_us", "max_difference", "remark"])
+    shown = study.show(table.assign(batch=64, launch_us=float("nan"), **dict.fromkeys(STAMP, "x"))).data
+    caption, heads, cells = (re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", shown) for tag in ("caption", "th", "td"))
+    assert caption == ["batch 64"] and heads == list(table)
+    assert cells == ["cnn3", "1.235", "2.3e-07", "", "resnet18", "15978", "0", "needs CUDA"]
+    assert 'id="T_table"' in shown
 
 
 def test_times_of_an_earlier_run_are_drawn_and_not_measured(monkeypatch, tmp_path):

@@ -1,8 +1,10 @@
 """matplotlib figures from tables: the published points behind ours, one style, the stamp on each."""
 
 import itertools
+import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +14,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETDOWN
 
 from skipfold.replication import statistics
 
-STYLE = "skipfold.skipfold"
-"""The style file skipfold.mplstyle, as matplotlib finds it in a package."""
-
+BLUE, ORANGE, GREEN, PURPLE, LIGHT_BLUE = "#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "#7fa6cf"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "black", "#a8323e", "#7d6a2c", "#5f6f7a", LIGHT_BLUE, "#d16ba5")
 PUBLISHED_COLOR = "#8c8c8c"
 PUBLISHED_SIZE = 7
 STAMP_WIDTH = 130
@@ -40,6 +42,7 @@ DASHES = (
     (0, (6, 4)),
 )
 
+PER_IMAGE, SAVED = "µs an image", "% saved against skips with t"
 UNITS = {"host": "wall-clock", "device": "device"}
 
 
@@ -53,33 +56,29 @@ class Look(NamedTuple):
 
 
 LOOKS = {
-    ("val", "last"): Look("validation, last epoch", "#0b3c6f", "o", "-"),
-    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", "#7fa6cf", "", "-"),
-    ("val", "first"): Look("validation, first epoch", "#c2571a", "s", (0, (4, 1.5))),
-    ("train", "last"): Look("training, last epoch", "#4f9e8f", "^", (0, (1, 1.2))),
-    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (inferred)", "#0b3c6f", "o", "-"),
-    "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", "#c2571a", "D", (0, (6, 1.5))),
-    "cnn3": Look("3-layer linear CNN with skips", "#4f9e8f", "s", (0, (4, 1.5))),
-    "perceptron": Look("perceptron", "#8a6bb1", "^", (0, (1, 1.2))),
-    "static": Look("static t = {t:g}", "#0b3c6f", "o", "-"),
-    "static_0.5": Look("static t = {t:g}", "#8a6bb1", "D", (0, (6, 1.5))),
-    "scheduled_from_0.9": Look("t from 0.9 to 0", "#c2571a", "s", (0, (4, 1.5))),
-    "scheduled_from_0.5": Look("t from 0.5 to 0", "#4f9e8f", "^", (0, (1, 1.2))),
+    ("val", "last"): Look("validation, last epoch", BLUE, "o", "-"),
+    ("val_batch", "last"): Look("the same, BatchNorm by batch as in training", LIGHT_BLUE, "D", "-"),
+    ("val", "first"): Look("validation, first epoch", ORANGE, "s", (0, (4, 1.5))),
+    ("train", "last"): Look("training, last epoch", GREEN, "^", (0, (1, 1.2))),
+    "resnet34_linear_maxpool": Look("ResNet34 without ReLU, max-pool kept (inferred)", BLUE, "o", "-"),
+    "resnet34_linear_avgpool": Look("ResNet34 without ReLU, average-pool (affine)", ORANGE, "D", (0, (6, 1.5))),
+    "cnn3": Look("3-layer linear CNN with skips", GREEN, "s", (0, (4, 1.5))),
+    "perceptron": Look("perceptron", PURPLE, "^", (0, (1, 1.2))),
+    "static": Look("static t = {t:g}", BLUE, "o", "-"),
+    "static_0.5": Look("static t = {t:g}", PURPLE, "D", (0, (6, 1.5))),
+    "scheduled_from_0.9": Look("t from 0.9 to 0", ORANGE, "s", (0, (4, 1.5))),
+    "scheduled_from_0.5": Look("t from 0.5 to 0", GREEN, "^", (0, (1, 1.2))),
 }
 
-SPARE = (
-    ("black", "v", "-"),
-    ("#a8323e", "X", (0, (6, 1.5))),
-    ("#7d6a2c", "P", (0, (4, 1.5))),
-    ("#5f6f7a", "<", (0, (1, 1.2))),
-)
+SPARE = tuple(zip(PALETTE[4:8], "vXP<", ("-", (0, (6, 1.5)), (0, (4, 1.5)), (0, (1, 1.2))), strict=True))
 """Colour, marker and line of arms that LOOKS does not have, in turn."""
 
 AT_END = {
-    "val_skips_removed": ("skips removed, in the arm's marker", "x", 0),
-    "val_reestimated": ("running statistics estimated anew", "+", -1),
+    "val_accuracy": None,
+    "skips_removed_val_accuracy": ("skips removed", "x"),
+    "reestimated_val_accuracy": ("running statistics estimated anew", "+"),
 }
-"""Splits measured once on the trained network: label, marker, and the panel that has the scale for them."""
+"""Measures of the trained networks, with label and marker; None takes the arm's own."""
 
 TITLES = {
     "resnet34": "ResNet34",
@@ -106,9 +105,45 @@ VARIANTS = {
 }
 
 
-def accuracy_vs_t(
-    aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
-) -> Figure:
+ONE_LAYER = ("collapsed", "collapsed_pixels", "collapsed_pixels_fused", "perceptron")
+
+ASSUMPTIONS = {
+    "optimizer.resnet": "Optimizer of ResNets",
+    "optimizer.linear": "Optimizer of linear networks",
+    "networks.resnet": "Layers of ResNets",
+    "networks.cnn3": "3-layer linear CNN",
+    "networks.shallow_linear": "Shallow linear CNN",
+    "experiments.schedule_comparison.static_t": "Static t",
+    "experiments.schedule_comparison.shape": "Shape of schedules",
+    "experiments.linear_comparison.t": "t of linear networks",
+    "drop_last": "Last, smaller batch",
+}
+EXPERIMENTS = {"linear_comparison": "linear networks", "schedule_comparison": "schedules"}
+VALUES = {
+    ("drop_last", "True"): "left out",
+    ("drop_last", "False"): "kept",
+    ("networks.resnet", "defaults"): "usual layers and initial values",
+    ("networks.cnn3", "defaults"): "width 8, kernel 3, padding 1",
+    "name=sgd": "SGD",
+    "name=adam": "Adam",
+    "lr": "rate",
+    "momentum=0.0": "no momentum",
+    "stem=imagenet_pool3": "max-pool of stride 3",
+    "stem=unpadded_pool3": "unpadded, max-pool of stride 3",
+    "init=framework": "framework's initial values",
+    "block=add": "ordinary add",
+    "size=16": "images 16 × 16",
+    "hidden": "hidden layers",
+}
+"""Words for what sensitivity is about: keys of the configuration, figures, and values with or without their key."""
+
+
+def styled() -> AbstractContextManager[None]:
+    """What is drawn or saved within has the style of skipfold.mplstyle, as matplotlib finds it in a package."""
+    return matplotlib.style.context("skipfold.skipfold")
+
+
+def accuracy_vs_t(aggregate: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Accuracy against t: validation after the first and last epoch, training in the last.
 
     Where there is BatchNorm, the last validation also with the statistics of each batch instead of the running ones.
@@ -119,7 +154,7 @@ def accuracy_vs_t(
     epochs = {"first": aggregate["epoch"].min(), "last": aggregate["epoch"].max()}
     title = TITLES.get(aggregate["network"].iloc[0], aggregate["network"].iloc[0])
     plateau = _plateau(aggregate, published)
-    with matplotlib.style.context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.0, 6.2 if plateau else 4.2))
         panels = figure.subplots(2, 1, sharex=True) if plateau else [figure.subplots()]
         for axes in panels:
@@ -136,7 +171,7 @@ def accuracy_vs_t(
             panels[1].set_ylim(plateau)
             panels[1].set_title("the plateau, enlarged", fontsize="small")
         _legend(figure, panels[0], f"{title}: accuracy against skip strength t", published is not None)
-        _stamp(figure, aggregate, stamp)
+        _stamp(figure, aggregate)
     return figure
 
 
@@ -164,72 +199,128 @@ def _plateau(aggregate: pd.DataFrame, published: pd.DataFrame | None) -> tuple[f
 def linear_comparison(
     aggregate: pd.DataFrame,
     published: pd.DataFrame | None = None,
-    stamp: Mapping[str, str] | None = None,
     ceiling: float | None = None,
 ) -> Figure:
-    """Validation accuracy per epoch of the linear networks; `ceiling` is the best affine classifier's."""
-    with matplotlib.style.context(STYLE):
+    """Validation accuracy per epoch of the linear networks; `ceiling` is that of the best affine classifier found."""
+    with styled():
         figure = Figure(figsize=(7.0, 4.9))
         axes = figure.subplots()
         _per_epoch(axes, aggregate, published)
         if ceiling is not None:
-            label = f"best affine classifier found: {ceiling:.4f}"
+            label = f"best affine classifier found, not a bound: {ceiling:.4f}"
             axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)), label=label)
         _legend(figure, axes, "Linear networks: validation accuracy per epoch", published is not None)
-        _stamp(figure, aggregate, stamp)
+        _stamp(figure, aggregate)
     return figure
 
 
-def schedule_comparison(
-    aggregate: pd.DataFrame, published: pd.DataFrame | None = None, stamp: Mapping[str, str] | None = None
-) -> Figure:
-    """Validation accuracy per epoch with static and with scheduled t; right of the last epoch, AT_END.
+def schedule_comparison(aggregate: pd.DataFrame, trials: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Validation accuracy per epoch with static and with scheduled t; below, every trial after the last epoch.
 
-    Where there is BatchNorm, a second panel has it with the statistics of each batch instead of the running ones.
+    Where there is BatchNorm, a panel between has it with the statistics of each batch instead of the running ones.
+    `trials` is the tidy table that `aggregate` has the means of.
     """
-    by_batch = (aggregate["split"] == "val_batch").any()
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 7.4 if by_batch else 4.6))
-        panels = figure.subplots(2, 1, sharex=True) if by_batch else [figure.subplots()]
-        axes = panels[0]
-        for panel, split in zip(panels, ("val", "val_batch"), strict=False):
-            _per_epoch(panel, aggregate, published, split)
-        if by_batch:
-            panels[0].set_xlabel("")
-            panels[0].set_title("in eval mode, as deployed", fontsize="small")
-            panels[1].set_title("BatchNorm by batch as in training", fontsize="small")
-        looks, extra = _looks(aggregate["arm"]), []
-        for split, (label, marker, panel) in AT_END.items():
-            style = {"marker": marker, "linestyle": "", "markersize": 5, "markeredgewidth": 1.4}
-            rows = aggregate[aggregate["split"] == split]
-            for row in rows.itertuples():
-                color, own = looks[row.arm].color, looks[row.arm].marker
-                panels[panel].plot(row.epoch + 0.3, row.mean, own, color=color, markersize=8, markerfacecolor="white")
-                panels[panel].plot(row.epoch + 0.3, row.mean, color=color, **style)
-            if len(rows):
-                extra.append(Line2D([], [], color="black", label=label, **style))
-        network = aggregate["network"].iloc[0]
+    curves = {"val": "in eval mode, as deployed"}
+    if (aggregate["split"] == "val_batch").any():
+        curves["val_batch"] = "BatchNorm by batch as in training"
+    network = aggregate["network"].iloc[0]
+    with styled():
+        figure = Figure(figsize=(7.0, 3.9 + 2.5 * len(curves)))
+        *panels, ends = figure.subplots(len(curves) + 1, 1)
+        for axes, (split, title) in zip(panels, curves.items(), strict=True):
+            _per_epoch(axes, aggregate, published, split)
+            axes.set_title(title, fontsize="small")
+        _clip(panels[0], aggregate[aggregate["split"] == "val"], published)
+        extra = _at_end(ends, trials, published)
         title = f"{TITLES.get(network, network)}: validation accuracy with static and scheduled t"
-        _legend(figure, axes, title, published is not None, extra)
-        _stamp(figure, aggregate, stamp)
+        _legend(figure, panels[0], title, published is not None, extra)
+        _stamp(figure, aggregate)
     return figure
+
+
+def _clip(axes: Axes, ours: pd.DataFrame, published: pd.DataFrame | None) -> None:
+    """Limits that the means need, but for those of the first epoch that would halve the scale of the others.
+
+    A caret marks what is below, of a mean with its value.
+    """
+    later = ours["mean"][ours["epoch"] > ours["epoch"].min()]
+    means = pd.concat([ours, published])["mean"]
+    near = means[~(means < 2 * later.min() - later.max())]
+    bottom = _limits(axes, near, ours[["mean", "high"]].max().max())
+    axes.margins(x=0.07)
+    for arm, (place, look) in _places(ours["arm"]).items():
+        for row in ours[ours["arm"] == arm].itertuples():
+            if row.low < bottom or row.mean < bottom:
+                _below(axes, row.epoch + place, bottom, look.color, f"{row.mean:.3f}" if row.mean < bottom else "")
+
+
+def _limits(axes: Axes, shown: pd.Series, top: float) -> float:
+    """Set limits that hold `shown`, and up to `top`, with room for marks; gives the lower one."""
+    top = max(top, shown.max())
+    room = 0.12 * (top - shown.min() or 0.01)
+    axes.set_ylim(shown.min() - room, min(top + room, 1.0))
+    return shown.min() - room
+
+
+def _below(axes: Axes, x: float, bottom: float, color: str, value: str) -> None:
+    """A caret at the lower end, with the value that is below it."""
+    axes.plot(x, bottom, marker=CARETDOWN, color=color, markersize=6, clip_on=False)
+    axes.annotate(value, (x, bottom), xytext=(-5, 2), textcoords="offset points", ha="right", fontsize=7, color=color)
+
+
+def _at_end(axes: Axes, trials: pd.DataFrame, published: pd.DataFrame | None) -> list[Line2D]:
+    """AT_END of every trial of every arm, the mean as a dash, the published value as a line; gives legend entries."""
+    trials = trials[trials["epoch"] == trials["epoch"].max()]
+    measures = {name: own for name, own in AT_END.items() if trials[name].notna().any()}
+    means = trials.groupby("arm")[list(measures)].mean().stack()
+    bottom = _limits(axes, means, trials[list(measures)].max().max())
+    looks = _looks(trials["arm"])
+    dash = {"color": "black", "linewidth": 1.2}
+    line = {"color": PUBLISHED_COLOR, "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    for group, (arm, look) in enumerate(looks.items()):
+        own = trials[trials["arm"] == arm]
+        for place, (name, style) in enumerate(measures.items()):
+            x, values = group + 0.27 * (place - 1), own[name].dropna().sort_values()
+            marker = look.marker if style is None else style[1]
+            axes.plot([x] * len(values), values, marker, color=look.color, markersize=5, markeredgewidth=1.2)
+            axes.plot([x - 0.09, x + 0.09], [values.mean()] * 2, **dash)
+            if len(below := values[values < bottom]):
+                _below(axes, x, bottom, look.color, "\n".join(f"{value:.3f}" for value in below[::-1]))
+        if published is not None:
+            theirs = published[published["arm"] == arm].sort_values("epoch")["mean"].tail(1)
+            axes.hlines(theirs, group - 0.42, group + 0.42, **line, zorder=1.5)
+    labels = [look.label.format(t=trials[trials["arm"] == arm]["t"].iloc[0]) for arm, look in looks.items()]
+    axes.set_xticks(range(len(looks)), labels)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("validation accuracy")
+    axes.set_title("after the last epoch, in eval mode: every trial", fontsize="small")
+    marks = [
+        Line2D([], [], color="black", linestyle="", marker=own[1], label=own[0]) for own in measures.values() if own
+    ]
+    line_label = [Line2D([], [], **line, label="published, last epoch")] if published is not None else []
+    return [*marks, Line2D([], [], **dash, label="mean of the trials"), *line_label]
 
 
 def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | None, split: str = "val") -> None:
-    """Every arm's validation accuracy, nudged sideways so that intervals do not lie on each other."""
+    """Every arm's validation accuracy, nudged sideways so that markers and intervals do not lie on each other."""
     ours = aggregate[aggregate["split"] == split]
-    arms = _looks(aggregate["arm"])
-    for position, (arm, look) in enumerate(arms.items()):
+    for arm, (place, look) in _places(aggregate["arm"]).items():
         if published is not None:
             theirs = published[published["arm"] == arm].sort_values("epoch")
-            _draw_published(axes, theirs["epoch"], theirs["mean"], look, line=True)
+            _draw_published(axes, theirs["epoch"] + place, theirs["mean"], look, line=True)
         points = ours[ours["arm"] == arm].sort_values("epoch")
         look = look._replace(label=look.label.format(t=points["t"].iloc[0]))
-        _draw(axes, points["epoch"] + 0.05 * (position - (len(arms) - 1) / 2), points, look)
+        _draw(axes, points["epoch"] + place, points, look)
     last = int(max(ours["epoch"].max(), 0 if published is None else published["epoch"].max()))
     axes.set_xticks(range(1, last + 1))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy")
+
+
+def _places(arms: Iterable[str]) -> dict[str, tuple[float, Look]]:
+    """How far each arm is drawn beside its epoch, and its look."""
+    looks = _looks(arms)
+    return {arm: (0.1 * (place - (len(looks) - 1) / 2), look) for place, (arm, look) in enumerate(looks.items())}
 
 
 def _looks(arms: Iterable[str]) -> dict[str, Look]:
@@ -248,67 +339,62 @@ def _label(arm: str) -> str:
     return TITLES.get(arm, arm)
 
 
-def timing(
-    frame: pd.DataFrame, published: tuple[float, float] | None = None, stamp: Mapping[str, str] | None = None
-) -> Figure:
-    """Prediction time per image of every network and variant, log scale; below, what it saves against t-weighted skips.
+def timing(frame: pd.DataFrame, published: tuple[float, float] | None = None) -> Figure:
+    """Prediction time per image of every network and variant, and what it saves against t-weighted skips.
 
-    A panel a batch size. `frame` has columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us,
-    samples_us, device. Shown is the wall-clock ("host") time where it was measured; the runtime is in the marker.
-    `published` are the least and the largest share that removing the skips is said to save, eagerly at batch
-    PUBLISHED_BATCH.
+    Networks of one layer have panels of their own: they are a thousand times as fast. A panel a batch size. `frame` has
+    columns network, variant, runtime, batch, measure, median_us, q1_us, q3_us, samples_us, device. Shown is the
+    wall-clock ("host") time where it was measured; the runtime is in the marker. `published` are the least and the
+    largest share that removing the skips is said to save, eagerly at batch PUBLISHED_BATCH.
     """
     measure = "host" if (frame["measure"] == "host").any() else frame["measure"].iloc[0]
     frame = frame[frame["measure"] == measure]
-    saved = _saved(frame)
-    batches = sorted(frame["batch"].unique())
-    runtimes = list(dict.fromkeys(frame["runtime"]))
+    one_layer = frame["variant"].isin(ONE_LAYER)
+    batches, runtimes = sorted(frame["batch"].unique()), list(dict.fromkeys(frame["runtime"]))
+    blocks = [(part, PER_IMAGE) for part in (frame[~one_layer], frame[one_layer]) if len(part)]
+    if len(saved := _saved(frame[~one_layer])):
+        blocks.append((saved, SAVED))
+    rows = [list(dict.fromkeys(zip(part["network"], part["variant"], strict=True))) for part, _ in blocks]
     columns = min(2, len(batches))
-    blocks = [part for part in (frame, saved) if len(part)]
-    rows = [list(dict.fromkeys(zip(part["network"], part["variant"], strict=True))) for part in blocks]
-    heights = [len(names) for names in rows for _ in batches[::columns]]
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 1.7 + 0.4 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
+    heights = [len(names) + 0.5 for names in rows for _ in batches[::columns]]
+    with styled():
+        figure = Figure(figsize=(7.0, 1.7 + 0.45 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
         grid = figure.subplots(len(heights), columns, sharey="row", squeeze=False, height_ratios=heights)
-        panels = iter(grid.flat)
-        handles = {}
-        for part, names in zip(blocks, rows, strict=True):
+        panels, handles = iter(grid.flat), {}
+        for (part, quantity), names in zip(blocks, rows, strict=True):
             for batch in batches:
                 axes = next(panels)
                 axes.set_title(f"batch {batch}")
                 axes.set_yticks(range(len(names)), [timing_label(*name) for name in names], fontsize=8)
-                if part is saved:
+                axes.set_ylim(len(names) - 0.4, -0.6)
+                axes.set_xlabel(quantity, fontsize=8.5)
+                if quantity == SAVED:
                     axes.axvline(0, color="black", linewidth=0.8)
-                    axes.set_xlabel("% saved against skips with t", fontsize=8.5)
                     if published and batch == PUBLISHED_BATCH:
                         handles |= _band(axes, names, published)
-                else:
-                    axes.set_xscale("log")
-                    axes.set_xlabel("µs an image", fontsize=8.5)
                 handles |= _timed(axes, part[part["batch"] == batch], names, runtimes)
+                if quantity == PER_IMAGE:
+                    axes.set_xlim(left=0)
             for axes in [next(panels) for _ in range(-len(batches) % columns)]:
                 axes.set_visible(False)
-        for axes in grid[:, 0]:
-            axes.invert_yaxis()
         _head(figure, f"Prediction time per image, {UNITS.get(measure, measure)}", list(handles.values()), 3)
-        _stamp(figure, frame, stamp)
+        _stamp(figure, frame)
     return figure
 
 
 def _saved(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` of timings as % saved against the variant `skips` of the same network, runtime and batch.
 
-    In the place of quartiles are the ends of the interval. What has no such variant is left out, and what was
-    collapsed.
+    In the place of quartiles are the ends of the interval. What has no such variant is left out.
     """
-    found = statistics.against_skips(frame[frame["variant"] != "collapsed"]).dropna(subset="saved")
+    found = statistics.against_skips(frame).dropna(subset="saved")
     saved, low, high = (100 * found[key] for key in statistics.SAVED)
     return found.assign(median_us=saved, q1_us=low, q3_us=high)
 
 
 def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtimes: list[str]) -> dict[str, Any]:
     """Values with their bars, a marker a runtime, beside one another in the row of their network and variant."""
-    looks = list(zip(MARKERS, ["#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "black", "#999999"] * 2, strict=False))
+    looks = list(zip(MARKERS, PALETTE, strict=False))
     for runtime, own in part.groupby("runtime", sort=False):
         place = runtimes.index(runtime)
         shift = min(0.16, 0.8 / len(runtimes)) * (place - (len(runtimes) - 1) / 2)
@@ -326,69 +412,85 @@ def _band(axes: Axes, names: list[tuple[str, str]], published: tuple[float, floa
     """The published range behind the rows that it is about."""
     low, high = (100 * share for share in published)
     rows = [row for row, (_, variant) in enumerate(names) if variant == "skips_removed"]
-    label = f"published, eager: {low:g} to {high:g} %"
+    label = f"published: eager, a GPU, {low:g} to {high:g} %"
     return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#dddddd", zorder=0.5, label=label)}
 
 
-def roofline(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
-    """Arithmetic reached against arithmetic intensity under the device's ceilings, log scales.
+def roofline(frame: pd.DataFrame) -> Figure:
+    """Arithmetic reached against arithmetic intensity, beside a matrix product and a copy measured in the same run.
 
-    `frame` is the table of `roofline.measure`. A line joins the batches of a network and variant, the smallest at its
-    left end; hollow markers are eager, filled ones CUDA graphs. The ceilings are those measured in the same run.
+    `frame` is the table of `roofline.measure`; log scales, a panel a runtime. A line joins the batches of a network and
+    variant; the smallest has a hollow marker, the others filled ones.
     """
-    peak, copy = frame["peak_flops_per_s"].iloc[0], frame["copy_bytes_per_s"].iloc[0]
-    networks = list(dict.fromkeys(frame["network"]))
-    variants = [variant for variant in VARIANTS if variant in set(frame["variant"])]
-    markers = dict(zip(networks, MARKERS, strict=False))
-    palette = [
-        "#0b3c6f",
-        "#5b9bd5",
-        "#c2571a",
-        "#4f9e8f",
-        "#8a6bb1",
-        "black",
-        "#999999",
-        "#b8860b",
-        "#7f1d1d",
-        "#d16ba5",
-    ]
-    colors, lines = dict(zip(variants, palette, strict=False)), dict(zip(variants, DASHES, strict=False))
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.0, 6.2))
-        axes = figure.subplots()
-        for (network, variant, runtime), part in frame.groupby(["network", "variant", "runtime"], sort=False):
-            part = part.sort_values("batch")
-            axes.plot(
-                part["intensity"], part["flops_per_s"] / 1e9, color=colors[variant], linestyle=lines[variant],
-                marker=markers[network], markersize=5, linewidth=1.1,
-                markerfacecolor="none" if runtime == "eager" else colors[variant],
-            )  # fmt: skip
-        x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
-        axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
-        axes.annotate(
-            f"large matrix product: {peak / 1e9:,.0f} GFLOP/s", (peak / copy, peak / 1e9), xytext=(-4, 0),
-            textcoords="offset points", ha="right", va="center", fontsize=8,
-        )  # fmt: skip
-        axes.annotate(
-            f"large copy: {copy / 1e9:,.0f} GB/s", (x[0], x[0] * copy / 1e9), xytext=(16, 2),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("FLOP for each byte that operators read or write")
-        axes.set_ylabel("GFLOP/s reached")
-        handles = [
-            Line2D([], [], color=colors[name], linestyle=lines[name], linewidth=1.8, label=VARIANTS[name])
-            for name in variants
-        ]
-        handles += [
-            Line2D([], [], color="black", marker=markers[name], linestyle="", markerfacecolor="none",
-                   label=TITLES.get(name, name))
-            for name in networks
-        ]  # fmt: skip
-        _head(figure, "Prediction under the roof", handles)
-        _stamp(figure, frame, stamp)
+    markers = dict(zip(frame["network"].unique(), itertools.cycle(MARKERS), strict=False))
+    variants = dict.fromkeys([*VARIANTS, *frame["variant"]])
+    variants = [name for name in variants if name in set(frame["variant"])]
+    styles = zip(variants, itertools.cycle(PALETTE), itertools.cycle(DASHES), strict=False)
+    looks = {name: Look(VARIANTS.get(name, name), color, "", line) for name, color, line in styles}
+    runtimes = list(dict.fromkeys(frame["runtime"]))
+    with styled():
+        figure = Figure(figsize=(7.0, 1.4 + 4.2 * len(runtimes)))
+        panels = figure.subplots(len(runtimes), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, runtime in zip(panels, runtimes, strict=True):
+            for (network, variant), part in frame[frame["runtime"] == runtime].groupby(
+                ["network", "variant"], sort=False
+            ):
+                part = part.sort_values("batch")
+                x, y = part["intensity"], part["flops_per_s"] / 1e9
+                style = {"color": looks[variant].color, "marker": markers[network], "markersize": 5}
+                axes.plot(x, y, **style, linestyle=looks[variant].line, linewidth=1.1)
+                smallest = part["batch"] == frame["batch"].min()
+                axes.plot(x[smallest], y[smallest], **style, linestyle="", markerfacecolor="white")
+            _references(axes, frame)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_ylabel("GFLOP/s reached")
+            if len(runtimes) > 1:
+                axes.set_title(runtime, fontsize="small")
+        panels[-1].set_xlabel("FLOP for each byte that operators read or write")
+        _head(
+            figure, "Arithmetic reached in prediction", _roofline_legend(frame, looks, markers), ncols=3, fontsize=7.5
+        )
+        _stamp(figure, frame)
     return figure
+
+
+def _references(axes: Axes, frame: pd.DataFrame) -> None:
+    """What the device reached in a large copy and in a large matrix product, as lines."""
+    peak, copy = frame["peak_flops_per_s"].iloc[0], frame["copy_bytes_per_s"].iloc[0]
+    x = np.geomspace(frame["intensity"].min() / 2, max(frame["intensity"].max(), peak / copy) * 3, 200)
+    axes.plot(x, np.minimum(peak, x * copy) / 1e9, color="black", linewidth=1.4)
+    ridge = peak / copy
+    slope = x[0] ** 0.3 * ridge**0.7
+    for text, at, reached in (
+        (f"matrix product, measured: {peak / 1e9:,.0f} GFLOP/s", ridge, peak),
+        (f"copy, measured: {copy / 1e9:,.0f} GB/s", slope, slope * copy),
+    ):
+        axes.annotate(
+            text, (at, reached / 1e9), xytext=(-4, 0), textcoords="offset points", ha="right", va="center", fontsize=8
+        )
+
+
+def _roofline_legend(frame: pd.DataFrame, looks: dict[str, Look], markers: dict[str, str]) -> list[Line2D]:
+    """Lines for variants, markers for networks, and which end of a line is which batch."""
+    lines = [
+        Line2D([], [], color=look.color, linestyle=look.line, linewidth=1.8, label=look.label,
+               marker=markers.get(variant, ""), markersize=5)
+        for variant, look in looks.items()
+    ]  # fmt: skip
+    mark = {"color": "black", "linestyle": "", "markersize": 5}
+    # A network that is named as its variant has its line above.
+    networks = [
+        Line2D([], [], **mark, marker=marker, label=TITLES.get(name, name))
+        for name, marker in markers.items()
+        if name not in looks
+    ]
+    smallest, *others = sorted(frame["batch"].unique())
+    ends = [Line2D([], [], **mark, marker="o", markerfacecolor="white", label=f"hollow: batch {smallest}")]
+    if others:
+        label = f"filled: batch {', '.join(map(str, others))}"
+        ends.append(Line2D([], [], **mark, marker="o", label=label))
+    return [*lines, *networks, *ends]
 
 
 def timing_label(network: str, variant: str) -> str:
@@ -397,49 +499,81 @@ def timing_label(network: str, variant: str) -> str:
     return name if network == variant else f"{name}: {VARIANTS.get(variant, variant)}"
 
 
-def sensitivity(frame: pd.DataFrame, stamp: Mapping[str, str] | None = None) -> Figure:
-    """Distance of each option of each assumption from the published points, in points of accuracy, log scale.
+def sensitivity(frame: pd.DataFrame) -> Figure:
+    """Distance of each option of each assumption from the published points, as a share of images, log scale.
 
-    `frame` has columns assumption, alternative, chosen (true for the one in use), rmse (of accuracies in [0, 1]),
-    rmse_by_batch (empty for no mark), and may have trials and images.
+    `frame` is the table of `sensitivity.table`; images may be absent.
     """
-    groups = list(frame.groupby("assumption", sort=False))
-    in_eval = {"marker": "o", "markersize": 6, "linestyle": "", "color": LOOKS["val", "last"].color}
-    by_batch = {"marker": "D", "markersize": 4.5, "linestyle": "", "color": LOOKS["val_batch", "last"].color}
-    with matplotlib.style.context(STYLE):
+    groups = list(frame.groupby(["assumption", "figure"], sort=False))
+    with styled():
         figure = Figure(figsize=(7.0, 1.6 + 0.24 * (len(frame) + 1.4 * len(groups))))
         axes = figure.subplots()
         ticks, labels, y = [], [], 0.0
-        for assumption, group in groups:
-            axes.annotate(
-                str(assumption), (0, y), xycoords=("figure fraction", "data"), xytext=(4, 0),
-                textcoords="offset points", va="center", fontsize=8.5, fontweight="bold",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
-            y += 1
+        for (assumption, scored_by), group in groups:
+            # A tick's label, as those of the options: so it never lies on the axis.
+            ticks.append(y)
+            labels.append(f"{ASSUMPTIONS.get(assumption, assumption)}, by {_scored_by(scored_by)}")
             for row in group.sort_values("rmse").itertuples():
-                pair = [100 * row.rmse, 100 * row.rmse_by_batch]
-                axes.plot(pair, [y, y], color=by_batch["color"], linewidth=0.8, zorder=1.5)
-                axes.plot(pair[:1], [y], **in_eval, markerfacecolor=None if row.chosen else "white")
-                axes.plot(pair[1:], [y], **by_batch)
-                ticks.append(y)
-                labels.append(f"{row.alternative}{' (in use)' if row.chosen else ''}")
                 y += 1
-            y += 0.4
+                _option(axes, y, row)
+                ticks.append(y)
+                labels.append(f"{option_label(assumption, row.alternative)}{' (in use)' if row.chosen else ''}")
+            y += 1.4
         axes.set_yticks(ticks, labels, fontsize=8)
-        axes.set_ylim(y - 0.4, -0.7)
+        rows = iter(axes.get_yticklabels())
+        for _, group in groups:
+            next(rows).set_fontweight("bold")
+            list(itertools.islice(rows, len(group)))
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(y - 0.8, -0.7)
         axes.grid(axis="y", visible=False)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("rms distance from the published points, % accuracy", x=1, ha="right")
+        axes.set_xlabel("rms distance of accuracies (shares in [0, 1])", x=1, ha="right")
         handles = [
-            Line2D([], [], **in_eval, label="in use"),
-            Line2D([], [], **in_eval, markerfacecolor="white", label="another option"),
-            Line2D([], [], **by_batch, label=LOOKS["val_batch", "last"].label),
+            Line2D([], [], **_mark(True, 5), label="in use"),
+            Line2D([], [], **_mark(False, 5), label="another option"),
+            Line2D([], [], **_mark(False, 1), label="small: one trial"),
+            Line2D([], [], **BY_BATCH, markersize=4.5, label=LOOKS["val_batch", "last"].label),
         ]
-        _head(figure, "How each guess fits the published curves", handles, ncols=3)
-        _stamp(figure, frame, stamp)
+        _head(figure, "How far each guess is from the published curves", handles)
+        _stamp(figure, frame)
     return figure
+
+
+BY_BATCH = {"marker": "D", "linestyle": "", "color": LIGHT_BLUE}
+
+
+def _mark(chosen: bool, trials: int) -> dict[str, Any]:
+    """How a distance in eval mode is drawn: filled where in use, small where it is of one trial."""
+    face = BLUE if chosen else "white"
+    return {
+        "marker": "o",
+        "markersize": 4 if trials == 1 else 7,
+        "linestyle": "",
+        "color": BLUE,
+        "markerfacecolor": face,
+    }
+
+
+def _option(axes: Axes, y: float, row: Any) -> None:
+    axes.plot([row.rmse, row.rmse_by_batch], [y, y], color=LIGHT_BLUE, linewidth=0.8, zorder=1.5)
+    axes.plot([row.rmse_by_batch], [y], **BY_BATCH, markersize=3 if row.trials == 1 else 5.5)
+    axes.plot([row.rmse], [y], **_mark(row.chosen, row.trials))
+
+
+def _scored_by(experiment: str) -> str:
+    name = experiment.removeprefix("accuracy_vs_t_")
+    return f"{TITLES.get(name, name)} over t" if name != experiment else EXPERIMENTS.get(name, name)
+
+
+def option_label(assumption: str, text: str) -> str:
+    """The value of a key of the configuration, as `sensitivity.text` gives it, in words."""
+    if (assumption, text) in VALUES:
+        return VALUES[assumption, text]
+    parts = re.findall(r"(\w+)=(\[.*\]|\S+)", text)
+    words = [VALUES.get(f"{key}={value}") or f"{VALUES.get(key, key)} {value}" for key, value in parts]
+    return ", ".join(words) or text
 
 
 def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
@@ -447,7 +581,7 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
 
     `path` comes without a suffix; a dot in its name is kept.
     """
-    with matplotlib.style.context(STYLE):
+    with styled():
         svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
         figure.savefig(svg, metadata={"Date": None})
         figure.savefig(png, metadata={"Software": None})
@@ -483,15 +617,17 @@ def _legend(figure: Figure, axes: Axes, title: str, published: bool, extra: list
     _head(figure, title, handles)
 
 
-def _head(figure: Figure, title: str, handles: list, ncols: int = 2) -> None:
+def _head(figure: Figure, title: str, handles: list, ncols: int = 2, fontsize: float | None = None) -> None:
     """Title and legend above the axes, so that the foot is left to the stamp."""
-    legend = figure.legend(handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left")
+    legend = figure.legend(
+        handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left", fontsize=fontsize
+    )
     legend.get_title().set_fontsize(10.5)
 
 
-def _stamp(figure: Figure, frame: pd.DataFrame, stamp: Mapping[str, str] | None) -> None:
-    """Tier, device, versions, date, number of trials and images, small, at the foot; from the table if not given."""
-    stamp = dict(stamp or statistics.stamp(frame))
+def _stamp(figure: Figure, frame: pd.DataFrame) -> None:
+    """Tier, device, versions, date, number of trials and images, small, at the foot."""
+    stamp = statistics.stamp(frame)
     parts = [f"tier {stamp['tier']}"] if stamp.get("tier") else []
     parts += [str(stamp["device"])] if stamp.get("device") else []
     parts += [f"torch {stamp['torch']}"] if stamp.get("torch") else []

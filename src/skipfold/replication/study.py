@@ -70,8 +70,6 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     Raises ConfigError on a parameter that does not exist or has a bad value; in a notebook, as one line.
     """
     one_line_errors()
-    if in_notebook():
-        pd.set_option("display.max_colwidth", None)  # a refusal is of use with its end, which names the submodule
     asked = parameters(notebook, namespace)
     name, settings = configure(notebook, asked)
     study = Study(name, settings, measured=Path(asked["measured"]) if asked.get("measured") else None)
@@ -144,14 +142,31 @@ def _from_yaml(name: str, text: str) -> Any:
 
 
 def show(found: Figure | pd.DataFrame) -> Any:
-    """A figure, or a table rounded and without the stamp that the figure has, as a notebook's cell shows it."""
-    from IPython.display import Image
+    """A figure, or a table in short, as a notebook's cell shows it.
+
+    Columns that say the same in each row go to the caption, those of the stamp, which the figure has, are left out.
+    """
+    from IPython.display import HTML, Image
 
     if isinstance(found, pd.DataFrame):
-        return found.drop(columns=list(statistics.STAMP)).round(3)
+        table = found.drop(columns=list(statistics.STAMP), errors="ignore").dropna(axis=1, how="all")
+        same = [name for name in table if len(table) > 1 and table[name].nunique(dropna=False) == 1]
+        caption = ", ".join(f"{name} {_cell(table[name].iloc[0])}" for name in same)
+        shown = table.drop(columns=same).style.format(_cell, escape="html").hide().set_caption(caption)
+        # The id is fixed, and no object's address is shown, so that a notebook that is run again is the same.
+        return HTML(shown.to_html(table_uuid="table"))
     buffer = io.BytesIO()
     found.savefig(buffer, format="png", dpi=110)
     return Image(buffer.getvalue())
+
+
+def _cell(value: Any) -> str:
+    """Four digits of a number, with an exponent where it is tiny; all before the point; nothing of what is missing."""
+    if pd.isna(value):
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def one_line_errors() -> None:
@@ -191,7 +206,7 @@ def _accuracy_vs_t(study: Study) -> None:
 
 def _schedule_comparison(study: Study) -> None:
     _trained(study)
-    study.figure = figures.schedule_comparison(study.table, published(study))
+    study.figure = figures.schedule_comparison(study.table, study.tables[f"{study.name}_trials"], published(study))
 
 
 def _linear_comparison(study: Study) -> None:
@@ -248,8 +263,7 @@ def _sensitivity(study: Study) -> None:
     results = config.folder(study.config) / tier
     table = sensitivity.table(options, found, config.published_folder(), results, tier)
     study.tables["sensitivity"] = table
-    # One assumption may be scored by several figures.
-    study.figure = figures.sensitivity(table.assign(assumption=table["assumption"] + ", by " + table["figure"]))
+    study.figure = figures.sensitivity(table)
 
 
 STUDIES = {
