@@ -2,12 +2,10 @@
 
 import base64
 import html.parser
-import shutil
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-from small_results import shared
 
 from skipfold.errors import ConfigError
 from skipfold.replication import claims, experiments, figures, report, statistics
@@ -47,16 +45,6 @@ class Page(html.parser.HTMLParser):
 
 def read(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return shared(tmp_path_factory)
-
-
-@pytest.fixture
-def results(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "smoke")
 
 
 def test_every_link_resolves_and_none_leaves(made):

@@ -1,7 +1,7 @@
 """The paper's claims (config/claims.yaml) judged against the tables of a tier."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import yaml
 
 from skipfold.errors import ConfigError
 from skipfold.replication import statistics
-from skipfold.replication.config import published_folder, root
+from skipfold.replication.config import root
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -45,6 +45,10 @@ COLUMNS = (
     "source",
     *statistics.STAMP,
 )
+
+
+Tables = Mapping[str, pd.DataFrame]
+"""A tier's tables by name, as `statistics.tables` reads them."""
 
 
 class Finding(NamedTuple):
@@ -80,24 +84,24 @@ def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     return content["claims"]
 
 
-def judge(
-    results: str | Path, claims: list[dict[str, Any]] | None = None, published: str | Path | None = None
-) -> pd.DataFrame:
-    """A verdict for every check, from the tables under `results` (results/<tier>).
+def judge(results: str | Path) -> pd.DataFrame:
+    """A verdict for every check of `load`, from the tables under `results` (results/<tier>); see `judge_tables`."""
+    return judge_tables(statistics.tables(results), load())
+
+
+def judge_tables(tables: Tables, claims: list[dict[str, Any]]) -> pd.DataFrame:
+    """A verdict for every check of `claims`, from the tables of a tier.
 
     Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
     high are), n (trials, of times rounds), verdict (one of VERDICTS), crosses (whether the interval holds values that
     would be judged otherwise), fitted (whether what the paper leaves open was fitted to the published value), remark,
     experiment, table and notebook (paths under `results`), source, STAMP. A value is empty where there is none.
     """
-    results = Path(results)
-    published = Path(published or published_folder())
-    claims = load() if claims is None else claims
-    rows = [{"claim": claim["id"], **_row(check, results, published)} for claim in claims for check in claim["checks"]]
+    rows = [{"claim": claim["id"], **_row(check, tables)} for claim in claims for check in claim["checks"]]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any]:
+def _row(check: dict[str, Any], tables: Tables) -> dict[str, Any]:
     row = {key: check[key] for key in ("id", "quantity", "relation", "tolerance", "experiment", "source")}
     row["fitted"] = check.get("fitted", False)
     value = check["published"]
@@ -109,7 +113,7 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
     notebook = "linear_comparison" if kind == "ceiling" else check["experiment"]
     row |= {"table": f"tables/{table}.csv", "notebook": f"notebooks/{notebook}.ipynb"}
     try:
-        found = MEASURES[kind](check, results, published)
+        found = MEASURES[kind](check, tables)
     except NotRun as reason:
         return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
     lowest, highest = accepted(check)
@@ -121,7 +125,7 @@ def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any
         crosses = not (within if holds else apart)
         remarks += ["the interval crosses the limit"] if crosses else []
     for split, how in OTHERWISE.items():
-        if (otherwise := _otherwise(check, split, results, published)) is not None:
+        if (otherwise := _otherwise(check, split, tables)) is not None:
             sides = "within" if lowest <= otherwise.value <= highest else "outside"
             between = f"{otherwise.low:.5f} to {otherwise.high:.5f}"
             remarks.append(f"{how} {otherwise.value:.5f} ({between}), {sides} the limit")
@@ -137,7 +141,7 @@ OTHERWISE = {
 """Splits that a check in eval mode is told of as well, and how they are measured."""
 
 
-def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path) -> Finding | None:
+def _otherwise(check: dict[str, Any], split: str, tables: Tables) -> Finding | None:
     """What `check` finds with validation measured as `split` has it; None where that was not measured."""
     measure = check["measure"]
     selections = {key: measure[key] for key in ("of", "minus") if key in measure}
@@ -145,7 +149,7 @@ def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path
         return None
     moved = {key: selection | {"split": split} for key, selection in selections.items()}
     try:
-        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, results, published)
+        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, tables)
     except NotRun:
         return None
 
@@ -179,9 +183,9 @@ class Points(NamedTuple):
     keys: pd.DataFrame
 
 
-def _points(check: dict[str, Any], selection: dict[str, Any], results: Path) -> Points:
+def _points(check: dict[str, Any], selection: dict[str, Any], tables: Tables) -> Points:
     """The selected points of an experiment; raises NotRun where they did not run with the published protocol."""
-    rows = _table(results, f"{check['experiment']}_trials")
+    rows = _table(tables, f"{check['experiment']}_trials")
     if "arm" in selection:
         rows = rows[rows["arm"] == selection["arm"]]
     else:
@@ -234,11 +238,10 @@ def _trials(count: int) -> str:
     return f"{count} trial{'' if count == 1 else 's'}"
 
 
-def _table(results: Path, name: str) -> pd.DataFrame:
-    path = results / "tables" / f"{name}.csv"
-    if not path.is_file():
+def _table(tables: Tables, name: str) -> pd.DataFrame:
+    if name not in tables:
         raise NotRun(f"{name.removesuffix('_trials')} did not run")
-    return statistics.read(path)
+    return tables[name]
 
 
 def _finding(
@@ -251,9 +254,9 @@ def _finding(
     return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
 
 
-def _theirs(check: dict[str, Any], points: Points, published: Path) -> np.ndarray:
+def _theirs(check: dict[str, Any], points: Points) -> np.ndarray:
     """The published value of each of our `points`, not a number where there is none."""
-    theirs = statistics.published(check["experiment"], published)
+    theirs = statistics.published(check["experiment"])
     theirs = theirs[theirs["split"] == ("train" if check["measure"]["of"].get("split") == "train" else "val")]
     known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
     by_t = "t" in check["measure"]["of"]
@@ -266,26 +269,26 @@ def _key(arm: str, t: float, epoch: int) -> tuple:
     return (arm, int(epoch)) if math.isnan(t) else (round(float(t), 6), int(epoch))
 
 
-def _over_t(check: dict[str, Any], points: Points, published: Path) -> np.ndarray | None:
+def _over_t(check: dict[str, Any], points: Points) -> np.ndarray | None:
     """The published values at our t, which are fewer than the paper's; None where `points` are not over t."""
     several = "t" in check["measure"]["of"] and len(points.keys) > 1
-    return _theirs(check, points, published) if several else None
+    return _theirs(check, points) if several else None
 
 
-def _mean(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    points = _points(check, check["measure"]["of"], results)
-    return _finding(points, lambda means: means.mean(axis=-1), _over_t(check, points, published))
+def _mean(check: dict[str, Any], tables: Tables) -> Finding:
+    points = _points(check, check["measure"]["of"], tables)
+    return _finding(points, lambda means: means.mean(axis=-1), _over_t(check, points))
 
 
-def _range(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _range(check: dict[str, Any], tables: Tables) -> Finding:
     """Largest less smallest of the mean accuracies."""
-    points = _points(check, check["measure"]["of"], results)
-    return _finding(points, lambda means: np.ptp(means, axis=-1), _over_t(check, points, published))
+    points = _points(check, check["measure"]["of"], tables)
+    return _finding(points, lambda means: np.ptp(means, axis=-1), _over_t(check, points))
 
 
-def _difference(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _difference(check: dict[str, Any], tables: Tables) -> Finding:
     """Mean of one selection less that of another."""
-    of, minus = (_points(check, check["measure"][key], results) for key in ("of", "minus"))
+    of, minus = (_points(check, check["measure"][key], tables) for key in ("of", "minus"))
     trials = min(len(of.values), len(minus.values))
     both = np.hstack([of.values[:trials], minus.values[:trials]])
     width = of.values.shape[1]
@@ -294,13 +297,13 @@ def _difference(check: dict[str, Any], results: Path, published: Path) -> Findin
     def difference(means: np.ndarray) -> np.ndarray:
         return means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1)
 
-    return _finding(points, difference, _over_t(check, points, published))
+    return _finding(points, difference, _over_t(check, points))
 
 
-def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _rmse(check: dict[str, Any], tables: Tables) -> Finding:
     """Root mean square distance of our means from the published points that we ran as well."""
-    points = _points(check, check["measure"]["of"], results)
-    target = _theirs(check, points, published)
+    points = _points(check, check["measure"]["of"], tables)
+    target = _theirs(check, points)
     shared = ~np.isnan(target)
     if not shared.any():
         raise NotRun("no published point was run")
@@ -309,10 +312,10 @@ def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
     return found._replace(remark=f"{shared.sum()} published points")
 
 
-def _certificate(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _certificate(check: dict[str, Any], tables: Tables) -> Finding:
     """The worst of a column of the certificates, over the arms that ran with the published protocol."""
     measure = check["measure"]
-    table = _table(results, "certificates")
+    table = _table(tables, "certificates")
     table = table[table["experiment"] == check["experiment"]]
     good, reasons = [], []
     for arm in measure["arms"]:
@@ -337,9 +340,9 @@ def _certificate(check: dict[str, Any], results: Path, published: Path) -> Findi
     return Finding(float(value), math.nan, math.nan, "", len(rows), rows, "; ".join(remarks))
 
 
-def _ceiling(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _ceiling(check: dict[str, Any], tables: Tables) -> Finding:
     """The best validation accuracy of an affine classifier, whichever way it was found."""
-    rows = _table(results, "ceiling")
+    rows = _table(tables, "ceiling")
     if (rows["data"] != check["protocol"]["data"]).any():
         raise NotRun(f"ceiling: {', '.join(rows['data'].unique())} instead of {check['protocol']['data']}")
     if rows.reindex(columns=["train_images", "val_images"]).notna().any(axis=None):
@@ -347,10 +350,10 @@ def _ceiling(check: dict[str, Any], results: Path, published: Path) -> Finding:
     return Finding(float(rows["val_accuracy"].max()), math.nan, math.nan, "", len(rows), rows)
 
 
-def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _saving(check: dict[str, Any], tables: Tables) -> Finding:
     """Share of wall-clock prediction time that one variant saves against another, see `statistics.saving`."""
     measure = check["measure"]
-    table = _table(results, "timing")
+    table = _table(tables, "timing")
     table = table[
         (table["runtime"] == measure["runtime"]) & (table["batch"] == measure["batch"]) & (table["measure"] == "host")
     ]
@@ -370,7 +373,7 @@ def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
     return Finding(*saved, OF_MEDIAN, int(both["repeats"].min()), both, remark)
 
 
-OF_TRAINED: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+OF_TRAINED: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
     "mean": _mean,
     "range": _range,
     "difference": _difference,
@@ -378,7 +381,7 @@ OF_TRAINED: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
 }
 """Measures of accuracies, in one split or another."""
 
-MEASURES: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+MEASURES: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
     **OF_TRAINED,
     "certificate": _certificate,
     "ceiling": _ceiling,

@@ -1,11 +1,8 @@
 """report.html: one self-contained page from what lies under results/<tier>/."""
 
 import base64
-import gzip
-import hashlib
 import inspect
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,14 +16,12 @@ from skipfold.errors import ConfigError
 from skipfold.replication import claims, figures, statistics
 from skipfold.replication.config import files, published_folder, root
 from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
-from skipfold.replication.provenance import commit
+from skipfold.replication.provenance import checksums, commit, relative, sha256
+from skipfold.replication.store import read_archive
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("timing", "roofline", "sensitivity")
 """Figures that come after those of the experiments that train networks."""
-
-SOURCES = ("config/claims.yaml", "src/skipfold/replication/claims.py", "src/skipfold/replication/statistics.py")
-"""Files of the repository that decide what the numbers are; the page holds their checksums."""
 
 TIERS = {
     "smoke": "A trial run of every part on scikit-learn's small digits; its numbers say nothing about the paper.",
@@ -109,7 +104,7 @@ def build(results: str | Path) -> Path:
     a tier without some experiments or without a GPU gets its page too. Raises ConfigError where nothing ran.
     """
     results = Path(results)
-    tables = {path.stem: statistics.read(path) for path in sorted((results / "tables").glob("*.csv"))}
+    tables = statistics.tables(results)
     if not tables:
         raise ConfigError(f"results: {results} has no tables; run `snakemake reproduce` first")
     if not (results / "verdicts.csv").is_file():
@@ -157,7 +152,7 @@ def _page(
             ("checks", "Every check"),
             ("provenance", "Provenance"),
         ],
-        "claims_file": _relative(root() / "config" / "claims.yaml", results),
+        "claims_file": relative(root() / "config" / "claims.yaml", results),
         "tally": [{"look": LOOKS[name], "count": int(counts.get(name, 0))} for name in claims.VERDICTS],
         "standing": _standing(verdicts),
         "claims": [_claim(claim, verdicts, results) for claim in claims.load()],
@@ -222,30 +217,9 @@ def _experiment_links(results: Path, name: str) -> list[dict[str, str]]:
             "every trial (CSV)": f"tables/{name}_trials.csv",
             "executed notebook": f"notebooks/{name}.ipynb",
             "PNG": f"figures/{name}.png",
-            "published points": _relative(published_folder() / f"{name}.csv", results),
+            "published points": relative(published_folder() / f"{name}.csv", results),
         },
     )
-
-
-def checksums(results: str | Path) -> dict[str, str]:
-    """SHA-256 of every file behind the page, by its path relative to it: tables, figures, verdicts, published
-    points, and SOURCES."""
-    results = Path(results)
-    files = [results / "verdicts.csv", *sorted((results / "tables").glob("*.csv"))]
-    files += [path for path in sorted((results / "figures").glob("*")) if path.suffix in (".svg", ".png")]
-    found = {path.relative_to(results).as_posix(): path for path in files}
-    files = [*sorted(published_folder().glob("*.csv")), *(root() / name for name in SOURCES)]
-    found |= {_relative(path, results): path for path in files}
-    return {href: sha256(path) for href, path in found.items()}
-
-
-def _relative(path: Path, results: Path) -> str:
-    return Path(os.path.relpath(path, results)).as_posix()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # The parts of the page.
@@ -292,7 +266,7 @@ def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[st
 
 def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
     """The networks side by side: published accuracy, ours, affine residual, whether they collapse."""
-    means, published = tables["linear_comparison"], statistics.published("linear_comparison", published_folder())
+    means, published = tables["linear_comparison"], statistics.published("linear_comparison")
     certificates = tables.get("certificates", pd.DataFrame(columns=["arm", "residual", "affine"]))
     best = number(tables["ceiling"]["val_accuracy"].max()) if "ceiling" in tables else None
     rows = []
@@ -605,9 +579,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
     stamps = statistics.stamp(pd.concat(tables.values()))
     found: dict[str, Any] = {"tier": stamps["tier"] or results.name, "trials": 0, "seconds_of_training": 0.0}
     archive = results / "trials.jsonl.gz"
-    records = []
-    if archive.is_file():
-        records = [json.loads(line) for line in gzip.decompress(archive.read_bytes()).decode().splitlines()]
+    records = read_archive(archive) if archive.is_file() else []
     found["trials"] = len(records) or len(set().union(*_digests(tables)))
     found["seconds_of_training"] = round(sum(epoch["seconds"] for record in records for epoch in record["epochs"]), 1)
     found["precision"] = statistics.join(map(_precision, records))
