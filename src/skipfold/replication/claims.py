@@ -16,9 +16,11 @@ from skipfold.replication.config import root
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
+INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable"
 NOT_JUDGED = "not judged at this tier"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE, NOT_JUDGED)
+JUDGED = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
+VERDICTS = (*JUDGED, NOT_TESTABLE, NOT_JUDGED)
 
 BOOTSTRAP = "95 % bootstrap"
 OF_MEDIAN = "95 % of the median"
@@ -36,7 +38,6 @@ COLUMNS = (
     "interval",
     "n",
     "verdict",
-    "crosses",
     "fitted",
     "remark",
     "experiment",
@@ -70,7 +71,8 @@ class NotRun(Exception):
 def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The claims, checked against workflow/schemas/claims.schema.yaml; `path` None takes config/claims.yaml.
 
-    Raises ConfigError on a claim that does not fit the schema and on an id that is given twice.
+    Raises ConfigError on a claim that does not fit the schema, on an id that is given twice, and unless one check of
+    each claim is `central`.
     """
     path = Path(path or root() / "config" / "claims.yaml")
     content = yaml.safe_load(path.read_text())
@@ -81,6 +83,9 @@ def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     ids = [check["id"] for claim in content["claims"] for check in claim["checks"]]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"{path}: {', '.join(twice)} given twice; each check needs an id of its own")
+    for claim in content["claims"]:
+        if (count := sum(check.get("central", False) for check in claim["checks"])) != 1:
+            raise ConfigError(f"{path}: {claim['id']} has {count} checks with central: true; give it to exactly one")
     return content["claims"]
 
 
@@ -93,9 +98,8 @@ def judge_tables(tables: Tables, claims: list[dict[str, Any]]) -> pd.DataFrame:
     """A verdict for every check of `claims`, from the tables of a tier.
 
     Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
-    high are), n (trials, of times rounds), verdict (one of VERDICTS), crosses (whether the interval holds values that
-    would be judged otherwise), fitted (whether what the paper leaves open was fitted to the published value), remark,
-    experiment, table and notebook (paths under `results`), source, STAMP. A value is empty where there is none.
+    high are), n (trials, of times rounds), verdict (one of VERDICTS), fitted (as the check says), remark, experiment,
+    table and notebook (paths under results/<tier>), source, STAMP. A value is empty where there is none.
     """
     rows = [{"claim": claim["id"], **_row(check, tables)} for claim in claims for check in claim["checks"]]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -103,13 +107,13 @@ def judge_tables(tables: Tables, claims: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _row(check: dict[str, Any], tables: Tables) -> dict[str, Any]:
     row = {key: check[key] for key in ("id", "quantity", "relation", "tolerance", "experiment", "source")}
-    row["fitted"] = check.get("fitted", False)
+    row["fitted"] = check.get("fitted")
     value = check["published"]
     row["published"] = " to ".join(f"{x:g}" for x in value) if isinstance(value, list) else f"{value:g}"
     if reason := check.get("not_testable"):
         return row | {"verdict": NOT_TESTABLE, "remark": reason}
     kind = check["measure"]["kind"]
-    table = {"certificate": "certificates"}.get(kind, check["experiment"])
+    table = {"certificate": "certificates", "final": f"{check['experiment']}_trials"}.get(kind, check["experiment"])
     notebook = "linear_comparison" if kind == "ceiling" else check["experiment"]
     row |= {"table": f"tables/{table}.csv", "notebook": f"notebooks/{notebook}.ipynb"}
     try:
@@ -117,21 +121,28 @@ def _row(check: dict[str, Any], tables: Tables) -> dict[str, Any]:
     except NotRun as reason:
         return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
     lowest, highest = accepted(check)
-    holds = lowest <= found.value <= highest
-    remarks = [found.remark]
-    crosses = None
-    if math.isfinite(found.low):
-        within, apart = lowest <= found.low and found.high <= highest, found.high < lowest or highest < found.low
-        crosses = not (within if holds else apart)
-        remarks += ["the interval crosses the limit"] if crosses else []
+    verdict, remark = _verdict(found, lowest, highest)
+    remarks = [found.remark, remark]
+    if check["relation"] == "at_least" and found.low > value:
+        remarks.append(f"published {value:g}, ours {found.value:.5g}: larger than published")
     for split, how in OTHERWISE.items():
         if (otherwise := _otherwise(check, split, tables)) is not None:
-            sides = "within" if lowest <= otherwise.value <= highest else "outside"
             between = f"{otherwise.low:.5f} to {otherwise.high:.5f}"
-            remarks.append(f"{how} {otherwise.value:.5f} ({between}), {sides} the limit")
+            would, _ = _verdict(otherwise, lowest, highest)
+            remarks.append(f"{how} {otherwise.value:.5f} ({between}): {would}")
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
-    row |= {"verdict": REPRODUCED if holds else NOT_REPRODUCED, "crosses": crosses}
-    return row | numbers | {"remark": "; ".join(filter(None, remarks))} | statistics.stamp(found.rows)
+    row |= {"verdict": verdict, "remark": "; ".join(filter(None, remarks))}
+    return row | numbers | statistics.stamp(found.rows)
+
+
+def _verdict(found: Finding, lowest: float, highest: float) -> tuple[str, str]:
+    """The verdict by the values that are accepted, and what has to be said of it."""
+    holds = lowest <= found.value <= highest
+    within, apart = lowest <= found.low and found.high <= highest, found.high < lowest or highest < found.low
+    if math.isfinite(found.low) and not (within if holds else apart):
+        what = "median" if found.interval == OF_MEDIAN else "mean"
+        return INCONCLUSIVE, f"the {what} lies {'within' if holds else 'outside'} the limit"
+    return (REPRODUCED if holds else NOT_REPRODUCED), ""
 
 
 OTHERWISE = {
@@ -202,24 +213,22 @@ def _points(check: dict[str, Any], selection: dict[str, Any], tables: Tables) ->
     if rows.empty or column not in rows or rows[column].isna().any():
         raise NotRun(f"{name}: {column} was not measured")
     table = rows.pivot_table(index="index", columns=["arm", "t_start", "epoch"], values=column).dropna()
-    if len(table) < check["protocol"].get("trials", 1):
-        raise NotRun(f"{name}: {_trials(len(table))} hold every point, {check['protocol']['trials']} are needed")
+    if len(table) < (needed := check["protocol"].get("trials", 1)):
+        raise NotRun(f"{name}: {_trials(len(table))} hold every point, {needed} are needed")
     return Points(table.to_numpy(float), rows, table.columns.to_frame(index=False))
 
 
 def _check_protocol(rows: pd.DataFrame, protocol: dict[str, Any], name: str) -> None:
-    """Raise NotRun unless all `rows` ran with the published data, network, images, epochs and number of trials."""
+    """Raise NotRun unless all `rows` ran on all images, and with what else `protocol` gives."""
     if rows.empty:
         raise NotRun(f"{name}: did not run")
     wrong = []
-    for key in ("data", "network"):
-        if key in protocol and (rows[key] != protocol[key]).any():
-            wrong.append(f"{', '.join(sorted(rows[key].unique()))} instead of {protocol[key]}")
-    if rows[["train_images", "val_images"]].notna().any(axis=None):
+    for key, unit in (("data", ""), ("network", ""), ("epochs", " epochs")):
+        if key in protocol and (others := sorted(set(rows[key]) - {protocol[key]})):
+            wrong.append(f"{', '.join(map(str, others))} instead of {protocol[key]}{unit}")
+    if rows.reindex(columns=["train_images", "val_images"]).notna().any(axis=None):
         wrong.append("not all images")
-    if (rows["epochs"] != protocol["epochs"]).any():
-        wrong.append(f"{rows['epochs'].iloc[0]} instead of {protocol['epochs']} epochs")
-    if (trials := rows.groupby("arm")["digest"].nunique().min()) < protocol["trials"]:
+    if "trials" in protocol and (trials := rows.groupby("arm")["digest"].nunique().min()) < protocol["trials"]:
         wrong.append(f"{_trials(trials)} instead of {protocol['trials']}")
     if wrong:
         raise NotRun(f"{name}: {', '.join(wrong)}")
@@ -313,10 +322,20 @@ def _rmse(check: dict[str, Any], tables: Tables) -> Finding:
 
 
 def _certificate(check: dict[str, Any], tables: Tables) -> Finding:
-    """The worst of a column of the certificates, over the arms that ran with the published protocol."""
-    measure = check["measure"]
+    """The worst of a column of the certificates."""
     table = _table(tables, "certificates")
-    table = table[table["experiment"] == check["experiment"]]
+    return _worst(check, table[table["experiment"] == check["experiment"]])
+
+
+def _final(check: dict[str, Any], tables: Tables) -> Finding:
+    """The worst of what was measured on the trained networks, one of `statistics.FINAL`."""
+    table = _table(tables, f"{check['experiment']}_trials")
+    return _worst(check, table[table["epoch"] == table["epochs"]])
+
+
+def _worst(check: dict[str, Any], table: pd.DataFrame) -> Finding:
+    """The worst of a column of `table`, a row a network, over the arms that ran with the published protocol."""
+    measure = check["measure"]
     good, reasons = [], []
     for arm in measure["arms"]:
         rows = table[table["arm"] == arm]
@@ -329,9 +348,9 @@ def _certificate(check: dict[str, Any], tables: Tables) -> Finding:
     if not good:
         raise NotRun("; ".join(reasons))
     rows = pd.concat(good)
-    values = rows[measure["column"]]
-    if values.isna().any():
+    if measure["column"] not in rows or rows[measure["column"]].isna().any():
         raise NotRun(f"{measure['column']} was not measured")
+    values = rows[measure["column"]]
     value = values.max() if measure["worst"] == "largest" else values.min()
     refused = sorted(rows["refused"].dropna().unique())
     remarks = [", ".join(dict.fromkeys(rows["arm"]))] if len(measure["arms"]) > 1 else []
@@ -343,10 +362,7 @@ def _certificate(check: dict[str, Any], tables: Tables) -> Finding:
 def _ceiling(check: dict[str, Any], tables: Tables) -> Finding:
     """The best validation accuracy of an affine classifier, whichever way it was found."""
     rows = _table(tables, "ceiling")
-    if (rows["data"] != check["protocol"]["data"]).any():
-        raise NotRun(f"ceiling: {', '.join(rows['data'].unique())} instead of {check['protocol']['data']}")
-    if rows.reindex(columns=["train_images", "val_images"]).notna().any(axis=None):
-        raise NotRun("ceiling: not all images")
+    _check_protocol(rows, check["protocol"], "ceiling")
     return Finding(float(rows["val_accuracy"].max()), math.nan, math.nan, "", len(rows), rows)
 
 
@@ -384,6 +400,7 @@ OF_TRAINED: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
 MEASURES: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
     **OF_TRAINED,
     "certificate": _certificate,
+    "final": _final,
     "ceiling": _ceiling,
     "saving": _saving,
 }
