@@ -23,12 +23,13 @@ def make(folder):
     for name in ("tables", "figures", "notebooks"):
         (folder / name).mkdir(parents=True)
     store, held = Store(folder.parent / "trials"), settings()
-    images = data.load("digits")
+    images, packed = data.load("digits"), []
     for name in held["experiments"]:
         wanted = experiments.trials(held, name)
         records = run(
             wanted, store, lambda trial: images.first(trial.train_images, trial.val_images), torch.device("cpu")
         )
+        packed += wanted
         trials = statistics.tidy(records, "smoke")
         table = statistics.aggregate(trials)
         statistics.write(trials, folder / "tables" / f"{name}_trials.csv")
@@ -38,17 +39,7 @@ def make(folder):
         (folder / "notebooks" / f"{name}.ipynb").write_text("{}")
         if name == "linear_comparison":
             statistics.write(statistics.certificates(trials), folder / "tables" / "certificates.csv")
-    store.pack(folder / "trials.jsonl.gz")
+    store.pack(folder / "trials.jsonl.gz", packed)
     statistics.write(claims.judge(folder), folder / "verdicts.csv")
     report.build(folder)
     return folder
-
-
-_MADE = []
-
-
-def shared(tmp_path_factory):
-    """The results, made once for all test modules; copy them before changing anything."""
-    if not _MADE:
-        _MADE.append(make(tmp_path_factory.mktemp("results") / "smoke"))
-    return _MADE[0]

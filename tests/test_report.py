@@ -2,12 +2,10 @@
 
 import base64
 import html.parser
-import shutil
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-from small_results import shared
 
 from skipfold.errors import ConfigError
 from skipfold.replication import claims, experiments, figures, report, statistics
@@ -47,16 +45,6 @@ class Page(html.parser.HTMLParser):
 
 def read(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return shared(tmp_path_factory)
-
-
-@pytest.fixture
-def results(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "smoke")
 
 
 def test_every_link_resolves_and_none_leaves(made):
@@ -121,16 +109,22 @@ def test_numbers_come_from_the_tables(results):
 
 
 def test_verdicts_are_shown_with_interval_and_overall(results):
+    assert "No claim is judged at this tier" in read(results).text
     verdicts = statistics.read(results / "verdicts.csv").astype({"remark": object, "interval": object})
     rows = verdicts["claim"] == "linear_networks"
     verdicts.loc[rows, ["verdict", "ours", "low", "high", "n", "interval"]] = [
-        claims.NOT_REPRODUCED, 0.91, 0.905, 0.9151, 5, claims.BOOTSTRAP,
+        claims.INCONCLUSIVE, 0.91, 0.905, 0.9151, 5, claims.BOOTSTRAP,
     ]  # fmt: skip
-    verdicts.loc[verdicts["id"] == "cnn3_accuracy", "verdict"] = claims.REPRODUCED
+    verdicts.loc[verdicts["id"] == "perceptron_accuracy", "verdict"] = claims.REPRODUCED
+    verdicts.loc[verdicts["id"] == "skips_removed_exact", ["verdict", "ours"]] = [claims.REPRODUCED, 0.0]
     statistics.write(verdicts, results / "verdicts.csv")
     report.build(results)
     text = read(results).text
-    assert "0.91000 0.9050 to 0.9151" in text and "reproduced in part 1 of 4 judged checks" in text
+    assert "1 of the 7 claims are judged" in text
+    # The central check's, with the others beside it.
+    assert "± inconclusive 1 of 4 checks reproduced, 3 inconclusive The 3-layer linear CNN" in text
+    assert "ours 0.91000 (95 % interval 0.9050 to 0.9151), published 0.915; counts as reproduced: 0.91 to 0.92." in text
+    assert "Of the 2 checks that are reproduced, 1 are of a quantity that nothing was fitted to; 1 are fitted" in text
 
 
 def timings():
@@ -229,17 +223,44 @@ def test_without_tables_there_is_no_page(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "overall", "detail"),
+    ("change", "said"),
     [
-        ([claims.REPRODUCED] * 2, claims.REPRODUCED, "2 of 2 judged checks"),
-        ([claims.NOT_REPRODUCED, claims.NOT_JUDGED], claims.NOT_REPRODUCED, "0 of 1 judged checks; 1 not judged"),
-        ([claims.REPRODUCED, claims.NOT_REPRODUCED], report.IN_PART, "1 of 2 judged checks"),
-        ([claims.NOT_JUDGED, claims.NOT_TESTABLE], claims.NOT_JUDGED, ""),
-        ([claims.NOT_TESTABLE], claims.NOT_TESTABLE, ""),
+        (lambda table: table[table["id"] != "cnn3_curve"], r"config/claims\.yaml \(cnn3_curve\)"),
+        (lambda table: table.drop(columns="fitted"), r"columns are not those of a verdict \(fitted\)"),
+        (lambda table: table[::-1], r"\(their order\)"),
     ],
 )
-def test_verdict_on_a_claim(verdicts, overall, detail):
-    assert report.summary(verdicts) == (overall, detail)
+def test_verdicts_of_other_claims_give_no_page(results, change, said):
+    statistics.write(change(statistics.read(results / "verdicts.csv")), results / "verdicts.csv")
+    with pytest.raises(ConfigError, match=rf"{said}; run `python -m skipfold\.replication judge"):
+        report.build(results)
+
+
+def test_without_verdicts_there_is_no_page(results):
+    (results / "verdicts.csv").unlink()
+    with pytest.raises(ConfigError, match=r"verdicts\.csv is not there; run"):
+        report.build(results)
+
+
+def test_a_residual_is_a_range_in_both_places(results):
+    table = statistics.read(results / "tables" / "certificates.csv")
+    table.loc[table["arm"] == "cnn3", "residual"] = [0.78568, 1.498]
+    statistics.write(table, results / "tables" / "certificates.csv")
+    report.build(results)
+    assert read(results).text.count("0.7857 to 1.4980") == 2
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([claims.REPRODUCED] * 2, "2 of 2 checks reproduced"),
+        ([claims.NOT_REPRODUCED, claims.NOT_JUDGED], "0 of 1 check reproduced, 1 more not judged"),
+        ([claims.REPRODUCED, claims.INCONCLUSIVE], "1 of 2 checks reproduced, 1 inconclusive"),
+        ([claims.NOT_JUDGED, claims.NOT_TESTABLE], ""),
+    ],
+)
+def test_how_the_checks_of_a_claim_were_judged(verdicts, said):
+    assert report.detail(verdicts) == said
 
 
 @pytest.mark.parametrize("name", [*experiments.TRAINED, *report.MEASURED])

@@ -4,9 +4,7 @@ import pandas as pd
 import pytest
 
 from skipfold.replication import config, experiments, figures, sensitivity, statistics
-from skipfold.replication.config import root
 
-PUBLISHED = root() / "results" / "published"
 STATIC = {
     "key": "experiments.schedule_comparison.static_t",
     "figure": "schedule_comparison",
@@ -22,7 +20,7 @@ def options(assumption, **overrides):
 
 def record(trial, below, below_by_batch):
     """What would be stored of `trial` if its validation accuracies were so far below the published ones."""
-    theirs = statistics.published(trial.experiment, PUBLISHED)
+    theirs = statistics.published(trial.experiment)
     theirs = theirs[theirs["arm"] == trial.arm].set_index("epoch")["mean"]
     measured = {"t": trial.t, "train_loss": 0.1, "train_accuracy": 0.9, "val_loss": 0.1, "seconds": 1.0}
     epochs = []
@@ -48,7 +46,7 @@ def test_distances_from_the_published_points(results):
     in_use, other = options(STATIC)
     records = {trial: record(trial, 0.01, 0.002) for trial in in_use.trials}
     records |= {trial: record(trial, 0.03, None) for trial in other.trials}
-    table = sensitivity.table([in_use, other], records, PUBLISHED, results, "paper")
+    table = sensitivity.table([in_use, other], records, results, "paper")
     assert list(table["alternative"]) == ["0.995", "0.7"] and list(table["chosen"]) == [True, False]
     assert list(table["rmse"]) == pytest.approx([0.01, 0.03])
     assert table["rmse_by_batch"][0] == pytest.approx(0.002)
@@ -59,7 +57,7 @@ def test_distances_from_the_published_points(results):
 def test_options_trained_on_fewer_images_say_so(results):
     in_use, other = options(STATIC, experiments={"schedule_comparison": {"train_images": 640}})
     records = {trial: record(trial, 0.0, 0.0) for trial in (*in_use.trials, *other.trials)}
-    assert list(sensitivity.table([in_use, other], records, PUBLISHED, results)["images"]) == [640, 640]
+    assert list(sensitivity.table([in_use, other], records, results)["images"]) == [640, 640]
 
 
 def test_verdicts_that_another_option_would_flip(results):
@@ -67,11 +65,11 @@ def test_verdicts_that_another_option_would_flip(results):
     records = {trial: record(trial, 0.0, 0.0) for trial in in_use.trials}
     for below, expected in ((0.001, ""), (0.02, "static_accuracy; static_curve")):
         records |= {trial: record(trial, below, below) for trial in other.trials}
-        table = sensitivity.table([in_use, other], records, PUBLISHED, results, "paper")
+        table = sensitivity.table([in_use, other], records, results, "paper")
         assert list(table["verdicts_flipped"]) == ["", expected]
 
 
 def test_no_assumptions_give_an_empty_table_and_a_figure(results, tmp_path):
-    table = sensitivity.table([], {}, PUBLISHED, results)
+    table = sensitivity.table([], {}, results)
     assert list(table) == sensitivity.COLUMNS and table.empty
     figures.save(figures.sensitivity(table), tmp_path / "sensitivity")

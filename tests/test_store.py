@@ -74,13 +74,14 @@ def test_packed_records_are_unpacked_elsewhere(store, tmp_path):
     assert other.unpack(archive) == 0
     assert other.get(TRIALS[1]) == store.get(TRIALS[1])
     again = tmp_path / "again.gz"
-    other.pack(again)
+    other.pack(again, TRIALS)  # of which it holds two
     assert again.read_bytes() == archive.read_bytes()
 
 
-def test_an_unreadable_archive_is_one_line(store, tmp_path):
-    (tmp_path / "bad.gz").write_bytes(b"no gzip")
-    with pytest.raises(StoreError, match=r"bad\.gz"):
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"no record")])
+def test_an_unreadable_archive_is_one_line(store, tmp_path, content):
+    (tmp_path / "bad.gz").write_bytes(content)
+    with pytest.raises(StoreError, match=r"bad\.gz: not a readable archive .* pack it again"):
         store.unpack(tmp_path / "bad.gz")
 
 
@@ -97,7 +98,7 @@ def test_an_archive_with_a_bad_record_is_refused_whole(store, tmp_path, change):
 
 def test_an_archive_that_cannot_be_written_is_one_line(store, tmp_path):
     with pytest.raises(StoreError, match=r"missing/trials\.jsonl\.gz: cannot be written"):
-        store.pack(tmp_path / "missing" / "trials.jsonl.gz")
+        store.pack(tmp_path / "missing" / "trials.jsonl.gz", TRIALS)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

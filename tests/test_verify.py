@@ -5,20 +5,11 @@ import json
 import shutil
 
 import pytest
-from small_results import settings, shared
+from small_results import settings
 
 from skipfold.errors import VerificationError
 from skipfold.replication import report, statistics, verify
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return shared(tmp_path_factory)
-
-
-@pytest.fixture
-def results(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "smoke")
+from skipfold.replication.config import published_folder
 
 
 def problems(results):
@@ -109,7 +100,7 @@ def test_another_configuration_is_found(results):
 
 
 def test_published_points_are_guarded(results, monkeypatch, tmp_path):
-    copy = shutil.copytree(report.root() / "results" / "published", tmp_path / "published")
+    copy = shutil.copytree(published_folder(), tmp_path / "published")
     monkeypatch.setattr(verify, "PUBLISHED_SHA256", copy / "SHA256SUMS")
     assert list(verify._published()) == []
     change(copy / "linear_comparison.csv", "val_accuracy", 0.99)

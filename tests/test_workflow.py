@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from skipfold.errors import NotebookError
-from skipfold.replication import config, experiments, records, report, statistics, study, sweep
+from skipfold.replication import claims, config, experiments, records, report, statistics, study, sweep
 from skipfold.replication.__main__ import main
 from skipfold.replication.execute import execute
 from skipfold.replication.store import Store
@@ -99,6 +99,7 @@ def test_another_network_is_a_builder_and_a_key_and_results_may_lie_elsewhere(ba
     assert run.returncode == 0, run.stdout[-3000:]
     table = statistics.read(elsewhere / "smoke" / "tables" / "accuracy_vs_t_mlp_trials.csv")
     assert set(table["options"]) == {"depth=2"} and sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2
+    statistics.write(claims.judge(elsewhere / "smoke"), elsewhere / "smoke" / "verdicts.csv")
     assert "Accuracy against t, mlp" in report.build(elsewhere / "smoke").read_text()
 
 

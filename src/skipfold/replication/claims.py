@@ -1,7 +1,7 @@
 """The paper's claims (config/claims.yaml) judged against the tables of a tier."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,15 @@ import yaml
 
 from skipfold.errors import ConfigError
 from skipfold.replication import statistics
-from skipfold.replication.config import published_folder, root
+from skipfold.replication.config import root
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
+INCONCLUSIVE = "inconclusive"
 NOT_TESTABLE = "not testable"
 NOT_JUDGED = "not judged at this tier"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE, NOT_JUDGED)
+JUDGED = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
+VERDICTS = (*JUDGED, NOT_TESTABLE, NOT_JUDGED)
 
 BOOTSTRAP = "95 % bootstrap"
 OF_MEDIAN = "95 % of the median"
@@ -36,7 +38,6 @@ COLUMNS = (
     "interval",
     "n",
     "verdict",
-    "crosses",
     "fitted",
     "remark",
     "experiment",
@@ -45,6 +46,10 @@ COLUMNS = (
     "source",
     *statistics.STAMP,
 )
+
+
+Tables = Mapping[str, pd.DataFrame]
+"""A tier's tables by name, as `statistics.tables` reads them."""
 
 
 class Finding(NamedTuple):
@@ -66,7 +71,8 @@ class NotRun(Exception):
 def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The claims, checked against workflow/schemas/claims.schema.yaml; `path` None takes config/claims.yaml.
 
-    Raises ConfigError on a claim that does not fit the schema and on an id that is given twice.
+    Raises ConfigError on a claim that does not fit the schema, on an id that is given twice, and unless one check of
+    each claim is `central`.
     """
     path = Path(path or root() / "config" / "claims.yaml")
     content = yaml.safe_load(path.read_text())
@@ -77,57 +83,66 @@ def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     ids = [check["id"] for claim in content["claims"] for check in claim["checks"]]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"{path}: {', '.join(twice)} given twice; each check needs an id of its own")
+    for claim in content["claims"]:
+        if (count := sum(check.get("central", False) for check in claim["checks"])) != 1:
+            raise ConfigError(f"{path}: {claim['id']} has {count} checks with central: true; give it to exactly one")
     return content["claims"]
 
 
-def judge(
-    results: str | Path, claims: list[dict[str, Any]] | None = None, published: str | Path | None = None
-) -> pd.DataFrame:
-    """A verdict for every check, from the tables under `results` (results/<tier>).
+def judge(results: str | Path) -> pd.DataFrame:
+    """A verdict for every check of `load`, from the tables under `results` (results/<tier>); see `judge_tables`."""
+    return judge_tables(statistics.tables(results), load())
+
+
+def judge_tables(tables: Tables, claims: list[dict[str, Any]]) -> pd.DataFrame:
+    """A verdict for every check of `claims`, from the tables of a tier.
 
     Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
-    high are), n (trials, of times rounds), verdict (one of VERDICTS), crosses (whether the interval holds values that
-    would be judged otherwise), fitted (whether what the paper leaves open was fitted to the published value), remark,
-    experiment, table and notebook (paths under `results`), source, STAMP. A value is empty where there is none.
+    high are), n (trials, of times rounds), verdict (one of VERDICTS), fitted (as the check says), remark, experiment,
+    table and notebook (paths under results/<tier>), source, STAMP. A value is empty where there is none.
     """
-    results = Path(results)
-    published = Path(published or published_folder())
-    claims = load() if claims is None else claims
-    rows = [{"claim": claim["id"], **_row(check, results, published)} for claim in claims for check in claim["checks"]]
+    rows = [{"claim": claim["id"], **_row(check, tables)} for claim in claims for check in claim["checks"]]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _row(check: dict[str, Any], results: Path, published: Path) -> dict[str, Any]:
+def _row(check: dict[str, Any], tables: Tables) -> dict[str, Any]:
     row = {key: check[key] for key in ("id", "quantity", "relation", "tolerance", "experiment", "source")}
-    row["fitted"] = check.get("fitted", False)
+    row["fitted"] = check.get("fitted")
     value = check["published"]
     row["published"] = " to ".join(f"{x:g}" for x in value) if isinstance(value, list) else f"{value:g}"
     if reason := check.get("not_testable"):
         return row | {"verdict": NOT_TESTABLE, "remark": reason}
     kind = check["measure"]["kind"]
-    table = {"certificate": "certificates"}.get(kind, check["experiment"])
+    table = {"certificate": "certificates", "final": f"{check['experiment']}_trials"}.get(kind, check["experiment"])
     notebook = "linear_comparison" if kind == "ceiling" else check["experiment"]
     row |= {"table": f"tables/{table}.csv", "notebook": f"notebooks/{notebook}.ipynb"}
     try:
-        found = MEASURES[kind](check, results, published)
+        found = MEASURES[kind](check, tables)
     except NotRun as reason:
         return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
     lowest, highest = accepted(check)
-    holds = lowest <= found.value <= highest
-    remarks = [found.remark]
-    crosses = None
-    if math.isfinite(found.low):
-        within, apart = lowest <= found.low and found.high <= highest, found.high < lowest or highest < found.low
-        crosses = not (within if holds else apart)
-        remarks += ["the interval crosses the limit"] if crosses else []
+    verdict, remark = _verdict(found, lowest, highest)
+    remarks = [found.remark, remark]
+    if check["relation"] == "at_least" and found.low > value:
+        remarks.append(f"published {value:g}, ours {found.value:.5g}: larger than published")
     for split, how in OTHERWISE.items():
-        if (otherwise := _otherwise(check, split, results, published)) is not None:
-            sides = "within" if lowest <= otherwise.value <= highest else "outside"
+        if (otherwise := _otherwise(check, split, tables)) is not None:
             between = f"{otherwise.low:.5f} to {otherwise.high:.5f}"
-            remarks.append(f"{how} {otherwise.value:.5f} ({between}), {sides} the limit")
+            would, _ = _verdict(otherwise, lowest, highest)
+            remarks.append(f"{how} {otherwise.value:.5f} ({between}): {would}")
     numbers = {"ours": found.value, "low": found.low, "high": found.high, "interval": found.interval, "n": found.n}
-    row |= {"verdict": REPRODUCED if holds else NOT_REPRODUCED, "crosses": crosses}
-    return row | numbers | {"remark": "; ".join(filter(None, remarks))} | statistics.stamp(found.rows)
+    row |= {"verdict": verdict, "remark": "; ".join(filter(None, remarks))}
+    return row | numbers | statistics.stamp(found.rows)
+
+
+def _verdict(found: Finding, lowest: float, highest: float) -> tuple[str, str]:
+    """The verdict by the values that are accepted, and what has to be said of it."""
+    holds = lowest <= found.value <= highest
+    within, apart = lowest <= found.low and found.high <= highest, found.high < lowest or highest < found.low
+    if math.isfinite(found.low) and not (within if holds else apart):
+        what = "median" if found.interval == OF_MEDIAN else "mean"
+        return INCONCLUSIVE, f"the {what} lies {'within' if holds else 'outside'} the limit"
+    return (REPRODUCED if holds else NOT_REPRODUCED), ""
 
 
 OTHERWISE = {
@@ -137,7 +152,7 @@ OTHERWISE = {
 """Splits that a check in eval mode is told of as well, and how they are measured."""
 
 
-def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path) -> Finding | None:
+def _otherwise(check: dict[str, Any], split: str, tables: Tables) -> Finding | None:
     """What `check` finds with validation measured as `split` has it; None where that was not measured."""
     measure = check["measure"]
     selections = {key: measure[key] for key in ("of", "minus") if key in measure}
@@ -145,7 +160,7 @@ def _otherwise(check: dict[str, Any], split: str, results: Path, published: Path
         return None
     moved = {key: selection | {"split": split} for key, selection in selections.items()}
     try:
-        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, results, published)
+        return MEASURES[measure["kind"]](check | {"measure": measure | moved}, tables)
     except NotRun:
         return None
 
@@ -179,9 +194,9 @@ class Points(NamedTuple):
     keys: pd.DataFrame
 
 
-def _points(check: dict[str, Any], selection: dict[str, Any], results: Path) -> Points:
+def _points(check: dict[str, Any], selection: dict[str, Any], tables: Tables) -> Points:
     """The selected points of an experiment; raises NotRun where they did not run with the published protocol."""
-    rows = _table(results, f"{check['experiment']}_trials")
+    rows = _table(tables, f"{check['experiment']}_trials")
     if "arm" in selection:
         rows = rows[rows["arm"] == selection["arm"]]
     else:
@@ -198,24 +213,22 @@ def _points(check: dict[str, Any], selection: dict[str, Any], results: Path) -> 
     if rows.empty or column not in rows or rows[column].isna().any():
         raise NotRun(f"{name}: {column} was not measured")
     table = rows.pivot_table(index="index", columns=["arm", "t_start", "epoch"], values=column).dropna()
-    if len(table) < check["protocol"].get("trials", 1):
-        raise NotRun(f"{name}: {_trials(len(table))} hold every point, {check['protocol']['trials']} are needed")
+    if len(table) < (needed := check["protocol"].get("trials", 1)):
+        raise NotRun(f"{name}: {_trials(len(table))} hold every point, {needed} are needed")
     return Points(table.to_numpy(float), rows, table.columns.to_frame(index=False))
 
 
 def _check_protocol(rows: pd.DataFrame, protocol: dict[str, Any], name: str) -> None:
-    """Raise NotRun unless all `rows` ran with the published data, network, images, epochs and number of trials."""
+    """Raise NotRun unless all `rows` ran on all images, and with what else `protocol` gives."""
     if rows.empty:
         raise NotRun(f"{name}: did not run")
     wrong = []
-    for key in ("data", "network"):
-        if key in protocol and (rows[key] != protocol[key]).any():
-            wrong.append(f"{', '.join(sorted(rows[key].unique()))} instead of {protocol[key]}")
-    if rows[["train_images", "val_images"]].notna().any(axis=None):
+    for key, unit in (("data", ""), ("network", ""), ("epochs", " epochs")):
+        if key in protocol and (others := sorted(set(rows[key]) - {protocol[key]})):
+            wrong.append(f"{', '.join(map(str, others))} instead of {protocol[key]}{unit}")
+    if rows.reindex(columns=["train_images", "val_images"]).notna().any(axis=None):
         wrong.append("not all images")
-    if (rows["epochs"] != protocol["epochs"]).any():
-        wrong.append(f"{rows['epochs'].iloc[0]} instead of {protocol['epochs']} epochs")
-    if (trials := rows.groupby("arm")["digest"].nunique().min()) < protocol["trials"]:
+    if "trials" in protocol and (trials := rows.groupby("arm")["digest"].nunique().min()) < protocol["trials"]:
         wrong.append(f"{_trials(trials)} instead of {protocol['trials']}")
     if wrong:
         raise NotRun(f"{name}: {', '.join(wrong)}")
@@ -234,11 +247,10 @@ def _trials(count: int) -> str:
     return f"{count} trial{'' if count == 1 else 's'}"
 
 
-def _table(results: Path, name: str) -> pd.DataFrame:
-    path = results / "tables" / f"{name}.csv"
-    if not path.is_file():
+def _table(tables: Tables, name: str) -> pd.DataFrame:
+    if name not in tables:
         raise NotRun(f"{name.removesuffix('_trials')} did not run")
-    return statistics.read(path)
+    return tables[name]
 
 
 def _finding(
@@ -251,9 +263,9 @@ def _finding(
     return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
 
 
-def _theirs(check: dict[str, Any], points: Points, published: Path) -> np.ndarray:
+def _theirs(check: dict[str, Any], points: Points) -> np.ndarray:
     """The published value of each of our `points`, not a number where there is none."""
-    theirs = statistics.published(check["experiment"], published)
+    theirs = statistics.published(check["experiment"])
     theirs = theirs[theirs["split"] == ("train" if check["measure"]["of"].get("split") == "train" else "val")]
     known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
     by_t = "t" in check["measure"]["of"]
@@ -266,26 +278,26 @@ def _key(arm: str, t: float, epoch: int) -> tuple:
     return (arm, int(epoch)) if math.isnan(t) else (round(float(t), 6), int(epoch))
 
 
-def _over_t(check: dict[str, Any], points: Points, published: Path) -> np.ndarray | None:
+def _over_t(check: dict[str, Any], points: Points) -> np.ndarray | None:
     """The published values at our t, which are fewer than the paper's; None where `points` are not over t."""
     several = "t" in check["measure"]["of"] and len(points.keys) > 1
-    return _theirs(check, points, published) if several else None
+    return _theirs(check, points) if several else None
 
 
-def _mean(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    points = _points(check, check["measure"]["of"], results)
-    return _finding(points, lambda means: means.mean(axis=-1), _over_t(check, points, published))
+def _mean(check: dict[str, Any], tables: Tables) -> Finding:
+    points = _points(check, check["measure"]["of"], tables)
+    return _finding(points, lambda means: means.mean(axis=-1), _over_t(check, points))
 
 
-def _range(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _range(check: dict[str, Any], tables: Tables) -> Finding:
     """Largest less smallest of the mean accuracies."""
-    points = _points(check, check["measure"]["of"], results)
-    return _finding(points, lambda means: np.ptp(means, axis=-1), _over_t(check, points, published))
+    points = _points(check, check["measure"]["of"], tables)
+    return _finding(points, lambda means: np.ptp(means, axis=-1), _over_t(check, points))
 
 
-def _difference(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _difference(check: dict[str, Any], tables: Tables) -> Finding:
     """Mean of one selection less that of another."""
-    of, minus = (_points(check, check["measure"][key], results) for key in ("of", "minus"))
+    of, minus = (_points(check, check["measure"][key], tables) for key in ("of", "minus"))
     trials = min(len(of.values), len(minus.values))
     both = np.hstack([of.values[:trials], minus.values[:trials]])
     width = of.values.shape[1]
@@ -294,13 +306,13 @@ def _difference(check: dict[str, Any], results: Path, published: Path) -> Findin
     def difference(means: np.ndarray) -> np.ndarray:
         return means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1)
 
-    return _finding(points, difference, _over_t(check, points, published))
+    return _finding(points, difference, _over_t(check, points))
 
 
-def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _rmse(check: dict[str, Any], tables: Tables) -> Finding:
     """Root mean square distance of our means from the published points that we ran as well."""
-    points = _points(check, check["measure"]["of"], results)
-    target = _theirs(check, points, published)
+    points = _points(check, check["measure"]["of"], tables)
+    target = _theirs(check, points)
     shared = ~np.isnan(target)
     if not shared.any():
         raise NotRun("no published point was run")
@@ -309,11 +321,21 @@ def _rmse(check: dict[str, Any], results: Path, published: Path) -> Finding:
     return found._replace(remark=f"{shared.sum()} published points")
 
 
-def _certificate(check: dict[str, Any], results: Path, published: Path) -> Finding:
-    """The worst of a column of the certificates, over the arms that ran with the published protocol."""
+def _certificate(check: dict[str, Any], tables: Tables) -> Finding:
+    """The worst of a column of the certificates."""
+    table = _table(tables, "certificates")
+    return _worst(check, table[table["experiment"] == check["experiment"]])
+
+
+def _final(check: dict[str, Any], tables: Tables) -> Finding:
+    """The worst of what was measured on the trained networks, one of `statistics.FINAL`."""
+    table = _table(tables, f"{check['experiment']}_trials")
+    return _worst(check, table[table["epoch"] == table["epochs"]])
+
+
+def _worst(check: dict[str, Any], table: pd.DataFrame) -> Finding:
+    """The worst of a column of `table`, a row a network, over the arms that ran with the published protocol."""
     measure = check["measure"]
-    table = _table(results, "certificates")
-    table = table[table["experiment"] == check["experiment"]]
     good, reasons = [], []
     for arm in measure["arms"]:
         rows = table[table["arm"] == arm]
@@ -326,9 +348,9 @@ def _certificate(check: dict[str, Any], results: Path, published: Path) -> Findi
     if not good:
         raise NotRun("; ".join(reasons))
     rows = pd.concat(good)
-    values = rows[measure["column"]]
-    if values.isna().any():
+    if measure["column"] not in rows or rows[measure["column"]].isna().any():
         raise NotRun(f"{measure['column']} was not measured")
+    values = rows[measure["column"]]
     value = values.max() if measure["worst"] == "largest" else values.min()
     refused = sorted(rows["refused"].dropna().unique())
     remarks = [", ".join(dict.fromkeys(rows["arm"]))] if len(measure["arms"]) > 1 else []
@@ -337,20 +359,17 @@ def _certificate(check: dict[str, Any], results: Path, published: Path) -> Findi
     return Finding(float(value), math.nan, math.nan, "", len(rows), rows, "; ".join(remarks))
 
 
-def _ceiling(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _ceiling(check: dict[str, Any], tables: Tables) -> Finding:
     """The best validation accuracy of an affine classifier, whichever way it was found."""
-    rows = _table(results, "ceiling")
-    if (rows["data"] != check["protocol"]["data"]).any():
-        raise NotRun(f"ceiling: {', '.join(rows['data'].unique())} instead of {check['protocol']['data']}")
-    if rows.reindex(columns=["train_images", "val_images"]).notna().any(axis=None):
-        raise NotRun("ceiling: not all images")
+    rows = _table(tables, "ceiling")
+    _check_protocol(rows, check["protocol"], "ceiling")
     return Finding(float(rows["val_accuracy"].max()), math.nan, math.nan, "", len(rows), rows)
 
 
-def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
+def _saving(check: dict[str, Any], tables: Tables) -> Finding:
     """Share of wall-clock prediction time that one variant saves against another, see `statistics.saving`."""
     measure = check["measure"]
-    table = _table(results, "timing")
+    table = _table(tables, "timing")
     table = table[
         (table["runtime"] == measure["runtime"]) & (table["batch"] == measure["batch"]) & (table["measure"] == "host")
     ]
@@ -370,7 +389,7 @@ def _saving(check: dict[str, Any], results: Path, published: Path) -> Finding:
     return Finding(*saved, OF_MEDIAN, int(both["repeats"].min()), both, remark)
 
 
-OF_TRAINED: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+OF_TRAINED: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
     "mean": _mean,
     "range": _range,
     "difference": _difference,
@@ -378,9 +397,10 @@ OF_TRAINED: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
 }
 """Measures of accuracies, in one split or another."""
 
-MEASURES: dict[str, Callable[[dict[str, Any], Path, Path], Finding]] = {
+MEASURES: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
     **OF_TRAINED,
     "certificate": _certificate,
+    "final": _final,
     "ceiling": _ceiling,
     "saving": _saving,
 }

@@ -1,14 +1,21 @@
-"""What a number came from: device, versions, commit, data; stamped on every record, table, figure and page."""
+"""What a number came from: device, versions, commit and data, on all that is made; checksums of a page's files."""
 
 import datetime
 import functools
+import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from skipfold.replication.config import published_folder, root
+
+SOURCES = ("config/claims.yaml", "src/skipfold/replication/claims.py", "src/skipfold/replication/statistics.py")
+"""Files of the repository that decide what the numbers are; the page holds their checksums."""
 
 
 def device_name(device: torch.device) -> str:
@@ -69,3 +76,25 @@ def stamp(device: torch.device, md5: dict[str, str]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data_md5": md5,
     }
+
+
+def checksums(results: str | Path) -> dict[str, str]:
+    """SHA-256 of every file behind the page, by its path relative to it: tables, figures, verdicts, published
+    points, and SOURCES."""
+    results = Path(results)
+    files = [results / "verdicts.csv", *sorted((results / "tables").glob("*.csv"))]
+    files += [path for path in sorted((results / "figures").glob("*")) if path.suffix in (".svg", ".png")]
+    found = {path.relative_to(results).as_posix(): path for path in files}
+    files = [*sorted(published_folder().glob("*.csv")), *(root() / name for name in SOURCES)]
+    found |= {relative(path, results): path for path in files}
+    return {href: sha256(path) for href, path in found.items()}
+
+
+def relative(path: Path, results: Path) -> str:
+    """The path of a file as the page under `results` names it."""
+    return Path(os.path.relpath(path, results)).as_posix()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,11 +1,8 @@
 """report.html: one self-contained page from what lies under results/<tier>/."""
 
 import base64
-import gzip
-import hashlib
 import inspect
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,14 +16,12 @@ from skipfold.errors import ConfigError
 from skipfold.replication import claims, figures, statistics
 from skipfold.replication.config import files, published_folder, root
 from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
-from skipfold.replication.provenance import commit
+from skipfold.replication.provenance import checksums, commit, relative, sha256
+from skipfold.replication.store import read_archive
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("timing", "roofline", "sensitivity")
 """Figures that come after those of the experiments that train networks."""
-
-SOURCES = ("config/claims.yaml", "src/skipfold/replication/claims.py", "src/skipfold/replication/statistics.py")
-"""Files of the repository that decide what the numbers are; the page holds their checksums."""
 
 TIERS = {
     "smoke": "A trial run of every part on scikit-learn's small digits; its numbers say nothing about the paper.",
@@ -46,14 +41,15 @@ class Look(NamedTuple):
 
 DATA = {"mnist": "MNIST", "digits": "scikit-learn's digits"}
 PRECISIONS = {"float32": "float32", "tf32": "TF32", "bf16": "bf16"}
-IN_PART = "in part"
 LOOKS = {
     claims.REPRODUCED: Look("✓", "reproduced", "good"),
     claims.NOT_REPRODUCED: Look("✗", "not reproduced", "bad"),
-    claims.NOT_TESTABLE: Look("?", "not testable", "open"),
-    claims.NOT_JUDGED: Look("–", "not judged at this tier", "open"),
-    IN_PART: Look("◐", "reproduced in part", "part"),
+    claims.INCONCLUSIVE: Look("±", "inconclusive", "unsure"),
+    claims.NOT_TESTABLE: Look("?", "not testable", "none"),
+    claims.NOT_JUDGED: Look("–", "not judged at this tier", "none"),
 }
+INTERVALS = {claims.BOOTSTRAP: "95 % interval", claims.OF_MEDIAN: "95 % interval of the median"}
+FITTED = {"value": "fitted", "setting": "depends on fitted choices"}
 
 TITLES = {
     "linear_comparison": "Linear networks",
@@ -105,20 +101,15 @@ ASSUMPTIONS = (
 def build(results: str | Path) -> Path:
     """Write report.html and provenance.json under `results` (results/<tier>); gives the page's path.
 
-    Verdicts are read from verdicts.csv, and judged and written first where it is not there. Needs only tables, so
-    a tier without some experiments or without a GPU gets its page too. Raises ConfigError where nothing ran.
+    Needs only tables and verdicts.csv, so a tier without some experiments or without a GPU gets its page too. Raises
+    ConfigError where nothing ran, and where the verdicts are not those of config/claims.yaml.
     """
     results = Path(results)
-    tables = {path.stem: statistics.read(path) for path in sorted((results / "tables").glob("*.csv"))}
+    tables = statistics.tables(results)
     if not tables:
         raise ConfigError(f"results: {results} has no tables; run `snakemake reproduce` first")
-    if not (results / "verdicts.csv").is_file():
-        statistics.write(claims.judge(results), results / "verdicts.csv")
-    verdicts = statistics.read(results / "verdicts.csv")
-    if missing := [column for column in claims.COLUMNS if column not in verdicts]:
-        raise ConfigError(
-            f"{results / 'verdicts.csv'}: column {missing[0]} is missing; remove the file, then it is judged anew"
-        )
+    held = claims.load()
+    verdicts = _verdicts(results, held)
     provenance = _provenance(results, tables)
     (results / "provenance.json").write_text(json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
     environment = jinja2.Environment(
@@ -126,41 +117,62 @@ def build(results: str | Path) -> Path:
     )
     page = environment.get_template("report.html").render(
         css=(TEMPLATES / "report.css").read_text(),
-        **_page(results, tables, verdicts, provenance),
+        **_page(results, tables, held, verdicts, provenance),
     )
     path = results / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
+def _verdicts(results: Path, held: list[dict[str, Any]]) -> pd.DataFrame:
+    """verdicts.csv; raises ConfigError unless it has the checks of the claims `held`, and every column."""
+    path, again = results / "verdicts.csv", f"run `python -m skipfold.replication judge {results}`"
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there; {again}")
+    verdicts = statistics.read(path)
+    if list(verdicts) != list(claims.COLUMNS):
+        differing = sorted(set(verdicts) ^ set(claims.COLUMNS)) or ["their order"]
+        raise ConfigError(f"{path}: its columns are not those of a verdict ({', '.join(differing)}); {again}")
+    wanted = [check["id"] for claim in held for check in claim["checks"]]
+    if list(verdicts["id"]) != wanted:
+        differing = sorted(set(verdicts["id"]) ^ set(wanted)) or ["their order"]
+        raise ConfigError(f"{path}: its checks are not those of config/claims.yaml ({', '.join(differing)}); {again}")
+    return verdicts
+
+
 def _page(
-    results: Path, tables: dict[str, pd.DataFrame], verdicts: pd.DataFrame, provenance: dict[str, Any]
+    results: Path,
+    tables: dict[str, pd.DataFrame],
+    held: list[dict[str, Any]],
+    verdicts: pd.DataFrame,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     tier = provenance["tier"]
     there = [path.stem for path in sorted((results / "figures").glob("*.svg"))]
     more = [name for name in there if name not in (*TRAINED, *MEASURED)]
     shown = [name for name in (*TRAINED, *more, *MEASURED) if name in there]
     absent = [_title(name) for name in (*TRAINED, *MEASURED) if name not in shown]
-    counts = verdicts["verdict"].value_counts()
+    shown_claims = [_claim(claim, verdicts, results) for claim in held]
     return {
         "tier": tier,
         "about_tier": TIERS.get(tier, ""),
         "stamp": statistics.stamp(pd.concat(tables.values())),
         "trials": provenance["trials"],
         "sections": [
-            ("verdicts", "Verdicts"),
+            ("verdicts", "Does the paper reproduce?"),
             *([("paradox", "Accurate or collapsible")] if "linear_comparison" in tables else []),
             ("figures", "Figures"),
+            ("checks", "Every check"),
             ("timing", "Prediction time"),
             ("certificates", "Certificates"),
             ("assumptions", "Assumptions"),
-            ("checks", "Every check"),
             ("provenance", "Provenance"),
         ],
-        "claims_file": _relative(root() / "config" / "claims.yaml", results),
-        "tally": [{"look": LOOKS[name], "count": int(counts.get(name, 0))} for name in claims.VERDICTS],
+        "claims_file": relative(root() / "config" / "claims.yaml", results),
+        "claims": shown_claims,
+        "judged": sum(claim["head"]["judged"] for claim in shown_claims),
+        "tally": [{"look": LOOKS[name], "count": count} for name, count in _counts(verdicts)],
         "standing": _standing(verdicts),
-        "claims": [_claim(claim, verdicts, results) for claim in claims.load()],
         "paradox": _paradox(tables, results) if "linear_comparison" in tables else None,
         "figures": [_figure(name, tables, results) for name in shown],
         "absent": ", ".join(absent),
@@ -175,14 +187,20 @@ def _page(
     }
 
 
+def _counts(verdicts: pd.DataFrame) -> list[tuple[str, int]]:
+    """How many checks have each verdict, in the order of claims.VERDICTS."""
+    return [(name, int((verdicts["verdict"] == name).sum())) for name in claims.VERDICTS]
+
+
 def _standing(verdicts: pd.DataFrame) -> dict[str, int]:
-    """How many verdicts are by a fit, and how many more trials could turn."""
-    reproduced, judged = verdicts["verdict"] == claims.REPRODUCED, verdicts["crosses"].notna()
+    """How many checks there are, how many of them are judged, and what those that passed owe to a fit."""
+    fitted = verdicts.loc[verdicts["verdict"] == claims.REPRODUCED, "fitted"]
     return {
-        "reproduced": int(reproduced.sum()),
-        "fitted": int((reproduced & verdicts["fitted"].astype(bool)).sum()),
-        "with_interval": int(judged.sum()),
-        "crossing": int((verdicts.loc[judged, "crosses"].astype(str) == "True").sum()),
+        "checks": len(verdicts),
+        "judged": int(verdicts["verdict"].isin(claims.JUDGED).sum()),
+        "reproduced": len(fitted),
+        **{kind: int((fitted == kind).sum()) for kind in FITTED},
+        "unfitted": int(fitted.isna().sum()),
     }
 
 
@@ -196,6 +214,12 @@ def number(value: Any, decimals: int = 4) -> str:
     if abs(value) < 0.001:
         return f"{value:.1e}" if value else "0"
     return f"{value:.{decimals}f}" if value % 1 or abs(value) < 2 else f"{value:g}"
+
+
+def extent(values: pd.Series) -> str:
+    """The smallest and the largest of `values` as one text."""
+    ends = [number(values.min()), number(values.max())]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def microseconds(value: float) -> str:
@@ -222,54 +246,33 @@ def _experiment_links(results: Path, name: str) -> list[dict[str, str]]:
             "every trial (CSV)": f"tables/{name}_trials.csv",
             "executed notebook": f"notebooks/{name}.ipynb",
             "PNG": f"figures/{name}.png",
-            "published points": _relative(published_folder() / f"{name}.csv", results),
+            "published points": relative(published_folder() / f"{name}.csv", results),
         },
     )
-
-
-def checksums(results: str | Path) -> dict[str, str]:
-    """SHA-256 of every file behind the page, by its path relative to it: tables, figures, verdicts, published
-    points, and SOURCES."""
-    results = Path(results)
-    files = [results / "verdicts.csv", *sorted((results / "tables").glob("*.csv"))]
-    files += [path for path in sorted((results / "figures").glob("*")) if path.suffix in (".svg", ".png")]
-    found = {path.relative_to(results).as_posix(): path for path in files}
-    files = [*sorted(published_folder().glob("*.csv")), *(root() / name for name in SOURCES)]
-    found |= {_relative(path, results): path for path in files}
-    return {href: sha256(path) for href, path in found.items()}
-
-
-def _relative(path: Path, results: Path) -> str:
-    return Path(os.path.relpath(path, results)).as_posix()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # The parts of the page.
 
 
 def _claim(claim: dict[str, Any], verdicts: pd.DataFrame, results: Path) -> dict[str, Any]:
-    rows = {row["id"]: row for row in verdicts.to_dict("records")}
-    checks = [_check(check, rows[check["id"]], results) for check in claim["checks"] if check["id"] in rows]
-    overall, detail = summary([rows[check["id"]]["verdict"] for check in claim["checks"] if check["id"] in rows])
-    judged = [check for check in checks if check["look"] in (LOOKS[claims.REPRODUCED], LOOKS[claims.NOT_REPRODUCED])]
-    claim = {"comment": "", **claim}
-    return {**claim, "checks": checks, "head": [*judged, *checks][0], "look": LOOKS[overall], "detail": detail}
+    """A claim with its checks; its verdict, `head`, is that of the central one."""
+    own = verdicts[verdicts["claim"] == claim["id"]]
+    checks = [_check(*pair, results) for pair in zip(claim["checks"], own.to_dict("records"), strict=True)]
+    head = next(shown for check, shown in zip(claim["checks"], checks, strict=True) if check.get("central"))
+    return {"comment": "", **claim, "checks": checks, "head": head, "detail": detail(list(own["verdict"]))}
 
 
-def summary(verdicts: list[str]) -> tuple[str, str]:
-    """The verdict on a claim from those on its checks, and how many checks say so."""
-    judged = [verdict for verdict in verdicts if verdict in (claims.REPRODUCED, claims.NOT_REPRODUCED)]
-    good = judged.count(claims.REPRODUCED)
+def detail(verdicts: list[str]) -> str:
+    """How the checks of a claim were judged, in words."""
+    judged = [verdict for verdict in verdicts if verdict in claims.JUDGED]
     if not judged:
-        return (claims.NOT_JUDGED if claims.NOT_JUDGED in verdicts else claims.NOT_TESTABLE), ""
-    overall = claims.REPRODUCED if good == len(judged) else claims.NOT_REPRODUCED if not good else IN_PART
-    left = len(verdicts) - len(judged)
-    detail = f"{good} of {len(judged)} judged checks" + (f"; {left} not judged" if left else "")
-    return overall, detail
+        return ""
+    parts = [f"{judged.count(claims.REPRODUCED)} of {len(judged)} check{'s' if len(judged) > 1 else ''} reproduced"]
+    if unsure := judged.count(claims.INCONCLUSIVE):
+        parts.append(f"{unsure} inconclusive")
+    if left := len(verdicts) - len(judged):
+        parts.append(f"{left} more not judged")
+    return ", ".join(parts)
 
 
 def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[str, Any]:
@@ -285,14 +288,17 @@ def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[st
         "between": between,
         "n": "–" if pd.isna(row["n"]) else int(row["n"]),
         "look": LOOKS[row["verdict"]],
-        "remark": "; ".join(["fitted"] * bool(row["fitted"]) + ([] if pd.isna(row["remark"]) else [row["remark"]])),
+        "judged": row["verdict"] in claims.JUDGED,
+        "interval": INTERVALS.get(row["interval"], ""),
+        "fitted": FITTED.get(row["fitted"], ""),
+        "remark": "" if pd.isna(row["remark"]) else row["remark"],
         "links": _links(results, {text: href for text, href in wanted.items() if isinstance(href, str)}),
     }
 
 
 def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
     """The networks side by side: published accuracy, ours, affine residual, whether they collapse."""
-    means, published = tables["linear_comparison"], statistics.published("linear_comparison", published_folder())
+    means, published = tables["linear_comparison"], statistics.published("linear_comparison")
     certificates = tables.get("certificates", pd.DataFrame(columns=["arm", "residual", "affine"]))
     best = number(tables["ceiling"]["val_accuracy"].max()) if "ceiling" in tables else None
     rows = []
@@ -309,7 +315,7 @@ def _paradox(tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
                 number(theirs.iloc[0]) if len(theirs) else "–",
                 f"{number(last['mean'])} (epoch {last['epoch']})",
                 int(last["n"]),
-                number(shown["residual"].max()) if len(shown) else "–",
+                extent(shown["residual"]) if len(shown) else "–",
                 ("yes" if shown["affine"].all() else "no") if len(shown) else "–",
             )
         )
@@ -380,16 +386,17 @@ def caption(name: str) -> str:
 def _alt(name: str, table: pd.DataFrame | None) -> str:
     """What the figure shows, for those who do not see it."""
     if table is None or "mean" not in table:
-        return f"{_title(name)}; the numbers are in the tables of this page."
+        shown = caption(name).split(". ")[0].rstrip(".")
+        return f"{_title(name)}. {shown}. The numbers are in the tables of this page."
     last = table[(table["split"] == "val") & (table["epoch"] == table["epoch"].max())]
     if name.startswith(ACCURACY_VS_T):
         best, worst = last.loc[last["mean"].idxmax()], last.loc[last["mean"].idxmin()]
         return (
-            f"Accuracy against t. After the last epoch the validation accuracy is highest at t = {best['t']:g} "
+            f"{_title(name)}. After the last epoch the validation accuracy is highest at t = {best['t']:g} "
             f"({best['mean']:.4f}) and lowest at t = {worst['t']:g} ({worst['mean']:.4f})."
         )
     ends = ", ".join(f"{row.arm} {row.mean:.4f}" for row in last.itertuples(index=False))
-    return f"Validation accuracy per epoch. After epoch {last['epoch'].max()}: {ends}."
+    return f"{_title(name)}: validation accuracy per epoch. After epoch {last['epoch'].max()}: {ends}."
 
 
 def _timing(table: pd.DataFrame, runtimes: pd.DataFrame | None, results: Path) -> dict[str, Any]:
@@ -518,7 +525,7 @@ def _certificates(table: pd.DataFrame, results: Path) -> dict[str, Any]:
                 figures.TITLES.get(arm, arm),
                 len(group),
                 "yes" if group["affine"].all() else "refused",
-                number(group["residual"].max()),
+                extent(group["residual"]),
                 number(group["max_error"].max()),
                 number(group["max_error_float32"].max()),
                 number(group["equal_argmax"].min()),
@@ -605,9 +612,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
     stamps = statistics.stamp(pd.concat(tables.values()))
     found: dict[str, Any] = {"tier": stamps["tier"] or results.name, "trials": 0, "seconds_of_training": 0.0}
     archive = results / "trials.jsonl.gz"
-    records = []
-    if archive.is_file():
-        records = [json.loads(line) for line in gzip.decompress(archive.read_bytes()).decode().splitlines()]
+    records = read_archive(archive) if archive.is_file() else []
     found["trials"] = len(records) or len(set().union(*_digests(tables)))
     found["seconds_of_training"] = round(sum(epoch["seconds"] for record in records for epoch in record["epochs"]), 1)
     found["precision"] = statistics.join(map(_precision, records))

@@ -1,7 +1,6 @@
 """How far each option of each unpublished choice is from the published curves, and which verdicts hang on it."""
 
 import math
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ POINT = ["arm", "split", "epoch"]
 """What a point of ours and a published one have in common."""
 
 
-def table(
-    options: Iterable[Option], records: dict[Trial, Record], published: Path, results: Path, tier: str = ""
-) -> pd.DataFrame:
+def table(options: Iterable[Option], records: dict[Trial, Record], results: Path, tier: str = "") -> pd.DataFrame:
     """One row an option: its misfit to the published points of its figure.
 
     `results` is the tier's folder with the tables of the figures. Columns: assumption (a key of the configuration),
@@ -47,7 +44,7 @@ def table(
         ours = statistics.aggregate(statistics.tidy([records[trial] for trial in option.trials], tier))
         if option.chosen:
             chosen = ours
-        theirs = statistics.published(option.figure, published)
+        theirs = statistics.published(option.figure)
         distances = _distances(ours, theirs)
         rows.append(
             {
@@ -99,17 +96,16 @@ def flipped(figure: str, chosen: pd.DataFrame, other: pd.DataFrame, results: Pat
 
     Both are aggregated points of the same trials; the tier's table is moved by their difference, which is
     interpolated over t where the table has more values of it. None where the tier has no table of the figure yet.
+    A verdict that becomes, or was, inconclusive is another one too.
     """
     path = results / "tables" / f"{figure}_trials.csv"
     checks = _checks(figure)
     if not path.is_file() or not checks or chosen is other:
         return []
-    before = claims.judge(results, checks)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tables").mkdir()
-        moved = _moved(statistics.read(path), chosen, other)
-        statistics.write(moved, Path(folder) / "tables" / path.name)
-        after = claims.judge(folder, checks)
+    trials = statistics.read(path)
+    before, after = (
+        claims.judge_tables({path.stem: table}, checks) for table in (trials, _moved(trials, chosen, other))
+    )
     judged = (before["verdict"] != claims.NOT_JUDGED) & (after["verdict"] != claims.NOT_JUDGED)
     return list(before["id"][judged & (before["verdict"] != after["verdict"])])
 
@@ -121,7 +117,7 @@ def _checks(figure: str) -> list[dict[str, Any]]:
         checks = [
             check
             for check in claim["checks"]
-            if check["experiment"] == figure and check["measure"]["kind"] != "certificate"
+            if check["experiment"] == figure and check.get("measure", {}).get("kind") in claims.OF_TRAINED
         ]
         if checks:
             kept.append({**claim, "checks": checks})

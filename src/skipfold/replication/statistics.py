@@ -309,15 +309,13 @@ def join(values: Iterable[Any]) -> str:
     return "; ".join(sorted({part for value in values if not pd.isna(value) for part in str(value).split("; ")}))
 
 
-def published(experiment: str, folder: str | Path | None = None) -> pd.DataFrame:
+def published(experiment: str) -> pd.DataFrame:
     """The published points of `experiment` in the columns of `aggregate`: arm, t, split, epoch, mean.
 
-    `folder` None takes results/published.
     Epochs "first" and "last" of the published tables are 1 and 2, as that protocol has two. t is empty where the
     paper gives none.
     """
-    folder = Path(folder or published_folder())
-    frame = read(folder / f"{experiment}.csv").rename(
+    frame = read(published_folder() / f"{experiment}.csv").rename(
         columns={"model": "arm", "val_accuracy": "mean", "accuracy": "mean"}
     )
     if "arm" in frame:
@@ -335,3 +333,8 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
 def read(path: str | Path) -> pd.DataFrame:
     """Read a table as `write` wrote it, to the last digit."""
     return pd.read_csv(path, dtype={"cuda": str, "commit": str})
+
+
+def tables(results: str | Path) -> dict[str, pd.DataFrame]:
+    """Every table under `results` (results/<tier>), by its name."""
+    return {path.stem: read(path) for path in sorted((Path(results) / "tables").glob("*.csv"))}

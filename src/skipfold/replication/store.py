@@ -66,17 +66,13 @@ class Store:
             part.write_text(text)
         return json.loads(text)
 
-    def pack(self, archive: str | Path, trials: Iterable[Trial] | None = None) -> int:
-        """Write the records of `trials` (all where None) as one gzipped JSON-lines file; gives their number.
+    def pack(self, archive: str | Path, trials: Iterable[Trial]) -> int:
+        """Write those records of `trials` that are held as one gzipped JSON-lines file; gives their number.
 
         Raises StoreError where the file cannot be written.
         """
-        if trials is None:
-            texts = [path.read_text() for path in sorted(self.folder.glob("*.json"))]
-            records = [json.loads(text) for text in texts]
-        else:
-            records = [record for trial in trials if (record := self.get(trial))]
-            records.sort(key=lambda record: record["digest"])
+        records = [record for trial in trials if (record := self.get(trial))]
+        records.sort(key=lambda record: record["digest"])
         lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
         with written(archive, StoreError) as part:
             part.write_bytes(gzip.compress(lines.encode(), mtime=0))
@@ -87,14 +83,9 @@ class Store:
 
         Raises StoreError, before any is put, where one cannot be read or does not belong to its trial.
         """
-        try:
-            lines = gzip.decompress(Path(archive).read_bytes()).decode().splitlines()
-        except (OSError, EOFError, ValueError) as error:
-            raise StoreError(f"{archive}: not a readable archive of records ({error})") from error
         missing = {}
-        for number, line in enumerate(lines, start=1):
+        for number, record in enumerate(read_archive(archive), start=1):
             try:
-                record = json.loads(line)
                 trial = Trial.from_description(record.pop("trial"))
                 whole = _belongs(record, trial)
             except (ValueError, KeyError, TypeError, AttributeError, SkipfoldError):
@@ -108,6 +99,15 @@ class Store:
         for trial, record in missing.items():
             self.put(trial, record)
         return len(missing)
+
+
+def read_archive(archive: str | Path) -> list[Record]:
+    """The records of a file that `Store.pack` wrote, unchecked; raises StoreError where it cannot be read."""
+    try:
+        lines = gzip.decompress(Path(archive).read_bytes()).decode().splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, EOFError, ValueError) as error:
+        raise StoreError(f"{archive}: not a readable archive of records ({error}); pack it again") from error
 
 
 def _belongs(record: Record, trial: Trial) -> bool:

@@ -261,7 +261,7 @@ def _sensitivity(study: Study) -> None:
     tier = study.config["tier"]
     options = experiments.options(study.config)
     results = config.folder(study.config) / tier
-    table = sensitivity.table(options, found, config.published_folder(), results, tier)
+    table = sensitivity.table(options, found, results, tier)
     study.tables["sensitivity"] = table
     study.figure = figures.sensitivity(table)
 

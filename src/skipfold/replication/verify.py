@@ -1,6 +1,5 @@
 """Whether results, sources and report still belong together: everything that can be computed again is."""
 
-import gzip
 import html.parser
 import json
 from collections.abc import Iterable, Iterator
@@ -11,8 +10,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from skipfold.errors import SkipfoldError, VerificationError
-from skipfold.replication import claims, config, experiments, report, statistics
+from skipfold.errors import SkipfoldError, StoreError, VerificationError
+from skipfold.replication import claims, config, experiments, provenance, statistics
+from skipfold.replication.store import read_archive
 from skipfold.replication.trial import Trial
 
 PUBLISHED_SHA256 = Path("results") / "published" / "SHA256SUMS"
@@ -68,26 +68,27 @@ def _published() -> Iterator[str]:
         path = sums.with_name(name)
         if not path.is_file():
             yield f"published/{name} is missing"
-        elif report.sha256(path) != digest:
+        elif provenance.sha256(path) != digest:
             yield f"published/{name} is not what was read from the paper: see {PUBLISHED_SHA256}"
 
 
 def _records(results: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The packed records by digest; a digest must be that of the description beside it."""
-    archive = results / "trials.jsonl.gz"
     try:
-        lines = gzip.decompress(archive.read_bytes()).decode().splitlines()
-        records = [json.loads(line) for line in lines]
+        records = read_archive(results / "trials.jsonl.gz")
+    except StoreError as error:
+        return {}, [str(error)]
+    try:
         wrong = [r["digest"] for r in records if Trial.from_description(r["trial"]).digest != r["digest"]]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, SkipfoldError) as error:
-        return {}, [f"trials.jsonl.gz: not a readable archive of records ({error})"]
+    except (KeyError, TypeError, SkipfoldError) as error:
+        return {}, [f"trials.jsonl.gz: a line is not the record of a trial ({error})"]
     problems = [f"trials.jsonl.gz: record {digest} does not fit its description" for digest in wrong]
     return {record["digest"]: record for record in records}, problems
 
 
 def _tier(results: Path, settings: config.Config) -> Iterator[str]:
-    provenance = results / "provenance.json"
-    tier = json.loads(provenance.read_text()).get("tier") if provenance.is_file() else None
+    path = results / "provenance.json"
+    tier = json.loads(path.read_text()).get("tier") if path.is_file() else None
     if tier != settings["tier"]:
         yield f"provenance.json: tier is {tier}, the configuration says {settings['tier']}"
     for name in settings["experiments"]:
@@ -192,7 +193,7 @@ def _page(results: Path) -> Iterator[str]:
                 yield f"report.html: link #{parts.fragment} leads nowhere"
         elif not (results / unquote(parts.path)).exists():
             yield f"report.html: link {link} leads nowhere"
-    present = report.checksums(results)
+    present = provenance.checksums(results)
     for name in dict.fromkeys([*page.checksums, *present]):
         if name not in page.checksums:
             yield f"report.html: {name} was not there when it was built"
