@@ -19,7 +19,7 @@ from skipfold.errors import ConfigError
 from skipfold.replication import claims, figures, statistics
 from skipfold.replication.config import files, published_folder, root
 from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
-from skipfold.replication.provenance import commit
+from skipfold.replication.provenance import STAMP, commit
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("timing", "roofline", "sensitivity")
@@ -617,7 +617,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
             found[key] = {name: md5 for value in values for name, md5 in (value or {}).items()}
         else:
             found[key] = statistics.join(values)
-    for key in ("device", "torch", "cuda", "commit", "date"):
+    for key in STAMP:
         found.setdefault(key, stamps[key])
     if "timing" in tables:
         found["timed_on"] = statistics.join(tables["timing"]["device"])

@@ -1,6 +1,5 @@
 """What each timed network computes and moves, against what the device can: operators, FLOPs, bytes, ceilings."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
-from skipfold.replication.statistics import STAMP
+from skipfold.replication.provenance import STAMP, output
 from skipfold.replication.timing import TOLERANCE, contenders
 from skipfold.replication.training import arithmetic
 from skipfold.subject import first_line
@@ -146,12 +145,10 @@ def gpu_state(device: torch.device) -> str | None:
         return None
     fields = "pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
     which = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        values = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split(", ")
-    except (OSError, subprocess.CalledProcessError):
+    values = output("nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader")
+    if values is None:
         return None
-    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values, strict=True))
+    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values.split(", "), strict=True))
 
 
 def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:

@@ -11,14 +11,12 @@ from scipy import stats
 
 from skipfold.errors import StoreError
 from skipfold.replication.config import published_folder
+from skipfold.replication.provenance import STAMP
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 """Of the bootstrap; fixed, so that a table can be computed again digit for digit."""
-
-STAMP = ("tier", "device", "torch", "cuda", "commit", "date")
-"""Columns that say what a row came from; every table carries them. `date` is that of the (last) trial."""
 
 DESCRIPTION = (
     "data",

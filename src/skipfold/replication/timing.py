@@ -27,7 +27,7 @@ from skipfold.folding import fold_batchnorm
 from skipfold.homotopy import skips
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import strip
-from skipfold.replication.provenance import stamp
+from skipfold.replication.provenance import STAMP, stamp
 from skipfold.replication.training import arithmetic
 from skipfold.subject import first_line
 
@@ -407,8 +407,8 @@ def _is_compiled(runtime: str) -> bool:
 
 
 def _stamp(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    made = stamp(device, {})
-    return {"tier": config["tier"], **{key: made[key] for key in ("device", "torch", "cuda", "commit", "date")}}
+    made = {"tier": config["tier"], **stamp(device, {})}
+    return {key: made[key] for key in STAMP}
 
 
 def _row(prediction: Prediction, batch: int, way: str, seconds: list[float]) -> dict[str, Any]:
