@@ -20,7 +20,7 @@ from skipfold.pixels import PixelLayer
 from skipfold.replication.provenance import STAMP, output
 from skipfold.replication.timing import TOLERANCE, contenders
 from skipfold.replication.training import arithmetic
-from skipfold.subject import first_line
+from skipfold.subject import first_line, relative_error
 
 AS_COUNTED = ("eager", "cuda_graph")
 """Runtimes that run the operators that are counted; the others fuse some of them."""
@@ -236,8 +236,7 @@ def _fused_work(layer: Collapsed) -> Work:
 
 def _check_pixels(variant: str, module: nn.Module, collapsed: Collapsed, device: torch.device) -> None:
     x = torch.randint(0, 256, (8, *INPUT_SHAPE), dtype=torch.uint8, device=device)
-    expected = collapsed(x / 255)
-    error = float((module(x) - expected).abs().max() / expected.abs().max())
+    error = relative_error(module(x), collapsed(x / 255))
     if not error <= TOLERANCE["float32"]:
         raise DeviceError(
             f"roofline: {COLLAPSED[0]} {variant} differs from the collapsed network by {error:.1e} of the largest "

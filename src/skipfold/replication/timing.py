@@ -29,7 +29,7 @@ from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import strip
 from skipfold.replication.provenance import STAMP, stamp
 from skipfold.replication.training import arithmetic
-from skipfold.subject import first_line
+from skipfold.subject import first_line, relative_error
 
 SAMPLE_SECONDS = 0.002
 """A sample repeats a prediction until it lasts about this long."""
@@ -285,7 +285,7 @@ def predict(built: Built, x: torch.Tensor) -> Prediction:
     found = call()[:PROBES].detach().double()
     seconds = built.seconds + clock() - start
     expected = contender.reference(x[:PROBES].double()).detach()
-    error = float((found - expected).abs().max() / expected.abs().max())
+    error = relative_error(found, expected)
     if not error <= (allowed := TOLERANCE[runtime.precision(built.device)]):
         raise DeviceError(
             f"timing: {contender.network} {contender.variant} in {built.runtime} differs from its float64 network by "
