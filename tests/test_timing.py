@@ -55,42 +55,6 @@ def test_another_function_is_refused():
         timing.predict(built, torch.rand(2, 1, 28, 28))
 
 
-def forms():
-    """Each runtime on each device; what a device always lacks is left out."""
-    for name, runtime in timing.RUNTIMES.items():
-        if runtime.missing is not timing._without_cuda and name != "compile_reduce_overhead":
-            yield name, CPU
-        yield pytest.param(name, torch.device("cuda"), marks=pytest.mark.cuda)
-
-
-@pytest.mark.parametrize(("name", "device"), list(forms()), ids=str)
-def test_every_runtime_predicts_what_the_network_does(name, device):
-    """On batches of two sizes and, being called again, not on what it saw first."""
-    if reason := timing.RUNTIMES[name].missing(device):
-        pytest.skip(reason)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10)).to(device).eval()
-    built = timing.build_in(timing.Contender("any", "any", network, copy.deepcopy(network).double()), name, device)
-    with torch.inference_mode():
-        for batch in (3, 20):
-            x = torch.rand(batch, 1, 28, 28, device=device)
-            prediction = timing.predict(built, x)
-            allowed = timing.TOLERANCE[timing.RUNTIMES[name].precision(device)]
-            assert prediction.difference < allowed and prediction.prepare_seconds > 0
-            for _ in range(2):
-                found = prediction.call()
-                assert found.device.type == device.type
-                torch.testing.assert_close(found.float(), network(x), rtol=0.05, atol=0.05)
-
-
-def test_more_networks_than_dynamo_s_limit_are_all_compiled():
-    """Past its limit of 8 dynamo would run the others eagerly; fullgraph makes that an error."""
-    for _ in range(9):
-        network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
-        contender = timing.Contender("any", "any", network, copy.deepcopy(network).double())
-        built = timing.build_in(contender, "compile", CPU)
-        assert timing.predict(built, torch.rand(2, 1, 28, 28)).difference < 1e-4
-
-
 def test_compiled_are_only_the_variants_and_batches_asked_for():
     settings = {"compiled": {"variants": ["collapsed"], "batch_sizes": [64]}}
     one, other = (timing.Contender("any", variant, nn.Identity(), nn.Identity()) for variant in ("collapsed", "add"))
@@ -165,14 +129,3 @@ def test_eager_failures_are_raised(monkeypatch):
     settings = {"batch_sizes": [2], "runtimes": ["eager"], "repeats": 3, "cell_seconds": 1}
     with pytest.raises(RuntimeError, match="783x10"):
         timing.measure({"tier": "smoke", "timing": settings}, CPU)
-
-
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
-    """The reason is the compiler's own first line."""
-
-    def failing(*args, **kwargs):
-        raise RuntimeError("no C++ compiler found\nin any place")
-
-    monkeypatch.setattr(torch, "compile", failing)
-    reason = timing._without_compiler.__wrapped__(CPU)
-    assert reason == "torch.compile fails on this machine: no C++ compiler found"
