@@ -18,7 +18,8 @@ from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
 from skipfold.replication.provenance import STAMP, output
-from skipfold.replication.timing import TOLERANCE, contenders
+from skipfold.replication.runtimes import RUNTIMES, TOLERANCE
+from skipfold.replication.timing import contenders
 from skipfold.replication.training import arithmetic
 from skipfold.subject import first_line, relative_error
 
@@ -109,7 +110,9 @@ def ceilings(device: torch.device) -> Ceilings:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     copy = _seconds(lambda: target.copy_(source))
-    launch = _seconds(_graphed(lambda: target[:1].zero_())) if device.type == "cuda" else None
+    launch = None
+    if device.type == "cuda":
+        launch = _seconds(RUNTIMES["cuda_graph"].build(torch.Tensor.zero_, device)(target[:1]))
     return Ceilings(2 * side**3 / product, 2 * COPIED / copy, launch)
 
 
@@ -117,14 +120,6 @@ def _seconds(call: Callable[[], object]) -> float:
     """Median seconds of a warm call; the device is waited for."""
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=SAMPLE_SECONDS).median
-
-
-def _graphed(call: Callable[[], object]) -> Callable[[], None]:
-    call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def kernels(module: nn.Module, x: torch.Tensor) -> int | None:
@@ -217,10 +212,10 @@ def _pixel_rows(collapsed: Collapsed, device: torch.device, roof: Ceilings) -> l
         for batch in PIXEL_BATCHES[device.type]:
             x = torch.randint(0, 256, (batch, *INPUT_SHAPE), dtype=torch.uint8, device=device)
             launched = kernels(module, x)
-            calls = {"eager": lambda x=x, module=module: module(x)}
-            if device.type == "cuda":
-                calls["cuda_graph"] = _graphed(calls["eager"])
-            for runtime, call in calls.items():
+            for runtime in AS_COUNTED:
+                if RUNTIMES[runtime].missing(device):
+                    continue
+                call = RUNTIMES[runtime].build(module, device)(x)
                 timed = {"network": COLLAPSED[0], "variant": variant, "runtime": runtime, "batch": batch}
                 timed |= {"measure": "host", "median_us": 1e6 * _seconds(call) / batch}
                 rows.append(_row(timed, counted, launched, roof, input_bytes=1))
