@@ -170,7 +170,8 @@ def test_times_of_a_gpu_have_a_table_each_way_and_say_what_is_missing(results):
 
 def test_roofline_is_shown(results):
     shared = {"network": "resnet34_linear_avgpool", "runtime": "eager", "kernels": None, "flops": 15680,
-              "bytes": 7000.0, "peak_flops_per_s": 5e10, "copy_bytes_per_s": 1.2e10,
+              "bytes": 7000.0, "peak_flops_per_s": 5e10, "convolution_flops_per_s": 6e10, "matrix_side": 1024,
+              "copy_bytes_per_s": 1.2e10,
               "gpu_state": None, **STAMP}  # fmt: skip
     rows = [
         {"variant": "skips", "batch": 64, "median_us": 9, "operators": 91, "roof_share": 0.25, "input_share": 0},
@@ -182,12 +183,18 @@ def test_roofline_is_shown(results):
     statistics.write(frame, results / "tables" / "roofline.csv")
     report.build(results)
     text = read(results).text
-    assert "50 GFLOP/s in a large matrix product, 12 GB/s read and written by a large copy. Kernels and" in text
+    assert "50 GFLOP/s in a matrix product of 1024 × 1024 matrices, 12 GB/s read and written by a large copy." in text
+    assert "convolutions may beat that product, a large one reached 60 GFLOP/s, and caches that copy. Kernels" in text
     assert "linear ResNet34, average-pool: skips with t eager 91 – 0.02 7.0 2.2 2.0 25.0 %" in text
     assert "1 eager 53.5 – 0.2 %" in text
     statistics.write(frame.assign(gpu_state="pstate P0", kernels=120), results / "tables" / "roofline.csv")
     report.build(results)
     assert "The GPU then: pstate P0." in read(results).text and "eager 91 120" in read(results).text
+    old = frame.drop(columns=["convolution_flops_per_s", "matrix_side"])
+    statistics.write(old, results / "tables" / "roofline.csv")
+    report.build(results)
+    assert "50 GFLOP/s in a matrix product, 12 GB/s" in read(results).text
+    assert "convolutions may beat that product, and caches" in read(results).text
 
 
 def test_removal_is_told_in_operators_or_kernels():

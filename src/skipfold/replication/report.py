@@ -458,6 +458,7 @@ def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
     timed = table[~pixels]
     batch = 64 if (timed["batch"] == 64).any() else timed["batch"].max()
     first = table.iloc[0]
+    convolution = first.get("convolution_flops_per_s")
     rows = [
         (
             figures.timing_label(row.network, row.variant),
@@ -483,7 +484,9 @@ def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
         for row in table[pixels].itertuples()
     ]
     return {
+        "side": first.get("matrix_side"),  # which older tables lack, as the convolution
         "peak": f"{first['peak_flops_per_s'] / 1e9:,.0f}",
+        "convolution": convolution and f"{convolution / 1e9:,.0f}",
         "bandwidth": f"{first['copy_bytes_per_s'] / 1e9:,.0f}",
         "state": None if pd.isna(first["gpu_state"]) else first["gpu_state"],
         "removal": _removal(timed.drop_duplicates(["network", "variant"]).set_index(["network", "variant"])),
