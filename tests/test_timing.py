@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from skipfold.equality import additions
 from skipfold.errors import DeviceError
+from skipfold.networks import INPUT_SHAPE
 from skipfold.replication import timing
+from skipfold.replication.statistics import WITH_SKIPS
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.cuda)]
@@ -21,8 +24,9 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     table, runtimes = timing.measure({"tier": "smoke", "timing": settings}, device)
     assert pd.isna(runtimes.set_index("runtime").loc["eager", "remark"])
     eager = table[table["runtime"] == "eager"]
-    assert {"skips", "skips_literal", "add", "skips_removed", "folded", "cropped", "collapsed"} <= set(eager["variant"])
-    assert (eager.groupby("batch")["network"].count() == 16 * eager["measure"].nunique()).all()
+    timed = {variant for before_after in WITH_SKIPS.items() for variant in (before_after[0], *before_after[1])}
+    assert set(eager["variant"]) == timed | {"perceptron"}
+    assert (eager.groupby("batch")["network"].count() == 24 * eager["measure"].nunique()).all()
     assert (table["q1_us"] <= table["median_us"]).all() and (table["median_us"] <= table["q3_us"]).all()
     samples = table["samples_us"].str.split(expand=True).astype(float)
     assert samples.median(axis=1).tolist() == pytest.approx(table["median_us"].tolist(), rel=1e-4)
@@ -35,6 +39,27 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     collapsed = eager[(eager["variant"] == "collapsed") & (eager["batch"] == 4)]["median_us"].item()
     original = eager[eager["network"] == "resnet34_linear_avgpool"]["median_us"].max()
     assert collapsed < original
+
+
+def test_networks_with_skips_are_optimized_as_those_without():
+    """They keep their 8 additions and their function; they have no BatchNorms, and kernels as small."""
+    found = {each.variant: each for each in timing.contenders(CPU) if each.network == "resnet18"}
+    x = torch.rand(2, *INPUT_SHAPE, dtype=torch.float64)
+    for form in ("skips", "add"):
+        for kind in ("folded", "cropped"):
+            optimized, plain = found[f"{form}_{kind}"], found[kind]
+            assert torch.equal(optimized.reference(x), found[form].reference(x))
+            assert additions(optimized.module, INPUT_SHAPE).total() == 8
+            assert not any(isinstance(module, nn.BatchNorm2d) for module in optimized.module.modules())
+            sizes = [
+                sorted(
+                    layer.kernel_size
+                    for layer in each.module.modules()
+                    if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)  # as projections are
+                )
+                for each in (optimized, plain)
+            ]
+            assert sizes[0] == sizes[1]
 
 
 def test_a_call_that_takes_long_has_three_samples():

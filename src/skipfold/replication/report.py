@@ -417,12 +417,16 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
             row.batch,
             PRECISIONS[row.precision],
             "–" if pd.isna(row.eager_saved) else _saved(row.eager_saved, row.eager_saved_low, row.eager_saved_high),
-            f"{row.before_runtime}, {microseconds(row.before_us)}",
-            f"{row.after_runtime}, {microseconds(row.after_us)}",
-            _saved(row.fastest_saved, row.fastest_saved_low, row.fastest_saved_high),
+            "–" if pd.isna(row.before_us) else _fastest(row.before_variant, row.before_runtime, row.before_us),
+            _fastest(row.variant, row.after_runtime, row.after_us),
+            "–" if pd.isna(row.before_us) else _saved(row.fastest_saved, row.fastest_saved_low, row.fastest_saved_high),
         )
         for row in table.itertuples(index=False)
     ]
+
+
+def _fastest(variant: str, runtime: str, median: float) -> list[str]:
+    return [microseconds(median), f"{figures.VARIANTS.get(variant, variant)}; {runtime}"]
 
 
 def _saved(share: float, low: float, high: float) -> list[str]:

@@ -18,7 +18,7 @@ from torch.utils.benchmark.utils.timer import timer as clock
 from skipfold.collapse import collapse
 from skipfold.cropping import crop_dead_taps
 from skipfold.errors import DeviceError
-from skipfold.folding import fold_batchnorm
+from skipfold.folding import fold, fold_batchnorm
 from skipfold.homotopy import skips
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import strip
@@ -53,13 +53,20 @@ def contenders(device: torch.device) -> list[Contender]:
 
     `skips` has t-weighted skips at t = 0.5, in one operator; `skips_literal` writes (1 - t) F(x) + t skip(x) out, as a
     reader of the formula would; `add` torchvision's ordinary sum; `skips_removed`, `folded` (BatchNorms
-    too) and `cropped` (dead taps too) are what becomes of the network at t = 0.
+    too) and `cropped` (dead taps too) are what becomes of the network at t = 0. So that these are compared with
+    networks as optimized, `skips` and `add` are there with BatchNorms and weights of skips folded, then cropped too.
     """
     found = []
     for name in ("resnet18", "resnet34"):
         found.append(_alone(name, "skips", _network(name, {"t": 0.5})))
         found.append(_alone(name, "skips_literal", _literal(_network(name, {"t": 0.5}))))
         found.append(_alone(name, "add", _network(name, {"block": "add"})))
+        for variant, options in (("skips", {"t": 0.5}), ("add", {"block": "add"})):
+            network = _network(name, options)
+            reference = copy.deepcopy(network).double()
+            folded = fold(network)
+            found.append(Contender(name, f"{variant}_folded", folded, reference))
+            found.append(Contender(name, f"{variant}_cropped", crop_dead_taps(folded, INPUT_SHAPE), reference))
         at_zero = _network(name, {"t": 0.0})
         removed = strip(at_zero)
         folded = fold_batchnorm(removed)
