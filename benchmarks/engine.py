@@ -34,6 +34,7 @@ from skipfold.replication import config, experiments
 from skipfold.replication.data import FOLDER_VARIABLE, Dataset, load
 from skipfold.replication.products import ProductConv2d, with_products
 from skipfold.replication.provenance import device_name
+from skipfold.replication.roofline import ceilings
 from skipfold.replication.sweep import Bench
 from skipfold.replication.training import Learner, arithmetic, use_device
 from skipfold.replication.trial import Trial
@@ -121,28 +122,16 @@ def floor(trial: Trial, dataset: Dataset) -> float:
         learner.step(trial.batch_size)
     held = {p.data_ptr() for p in learner.model.parameters()}
     moved = 6 * parameters + 2 * sum(size for place, size in saved.items() if place not in held)
-    flops, rate, speed = counter.get_total_flops(), *ceilings(dataset.train_images.device)
-    arithmetic_, memory = flops / rate, moved / speed
+    flops, reached = counter.get_total_flops(), ceilings(dataset.train_images.device)
+    arithmetic_, memory = flops / reached.flops, moved / reached.copy
     print(
-        f"a step is {flops / 1e9:.2f} GFLOP and moves {moved / 1e6:.0f} MB; this device: {rate / 1e12:.3g} TFLOP/s in "
-        f"large products, {speed / 1e9:.3g} GB/s in copies; floor {1e6 * max(arithmetic_, memory):.0f} us "
-        f"(arithmetic {1e6 * arithmetic_:.0f}, memory {1e6 * memory:.0f})",
+        f"a step is {flops / 1e9:.2f} GFLOP and moves {moved / 1e6:.0f} MB; this device: {reached.flops / 1e12:.3g} "
+        f"TFLOP/s in large products, {reached.copy / 1e9:.3g} GB/s in copies; "
+        f"floor {1e6 * max(arithmetic_, memory):.0f} us (arithmetic {1e6 * arithmetic_:.0f}, "
+        f"memory {1e6 * memory:.0f})",
         flush=True,
     )
     return max(arithmetic_, memory)
-
-
-def ceilings(device: torch.device) -> tuple[float, float]:
-    """FLOP/s of a large matrix product, by the present precision of convolutions, and bytes/s of a large copy."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = torch.rand(2, size, size, device=device)
-    source, target = torch.rand(2, 2**27 if device.type == "cuda" else 2**24, device=device)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    product = seconds_per_step(lambda: torch.mm(a, b), 10, 3)
-    torch.backends.cuda.matmul.allow_tf32 = before
-    copy = seconds_per_step(lambda: target.copy_(source), 10, 3)
-    return 2 * size**3 / product, 2 * 4 * len(source) / copy
 
 
 def main() -> None:

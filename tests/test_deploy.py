@@ -70,6 +70,19 @@ def test_a_collapsed_network_is_read_again_with_its_certificate(device, tmp_path
         compare_collapsed(tmp_path / "layer.safetensors", small)
 
 
+def test_a_collapsed_network_that_is_all_zero_is_compared(tmp_path):
+    network = nn.Linear(3, 2)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    zero, certificate = collapse(network, (3,))
+    save_collapsed(zero, certificate, tmp_path / "layer.safetensors")
+    assert compare_collapsed(tmp_path / "layer.safetensors", zero) == 0
+    other, _ = collapse(nn.Linear(3, 2), (3,))
+    save_collapsed(other, certificate, tmp_path / "layer.safetensors")
+    with pytest.raises(CheckpointError, match="another function than the network"):
+        compare_collapsed(tmp_path / "layer.safetensors", zero)
+
+
 def test_a_file_without_a_collapsed_network_is_refused(tmp_path):
     save_state(build("perceptron"), tmp_path / "state.safetensors")
     with pytest.raises(CheckpointError, match="no collapsed network"):

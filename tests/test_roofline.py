@@ -55,7 +55,7 @@ def test_removal_takes_away_the_operators_of_the_skips():
 
 def test_shares_are_of_the_ceilings(monkeypatch):
     """40 GFLOP/s and 8 GB/s meet at 5 FLOP a byte: the ResNet is beyond, the perceptron is not."""
-    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(4e10, 8e9, None))
+    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(4e10, 5e10, 8e9, None))
     monkeypatch.setattr(roofline, "PIXEL_BATCHES", {"cpu": (1, 8)})
     table = roofline.measure(timings("host", "onnxruntime", "eager"), CPU)
     assert list(table["runtime"]) == ["eager"] * 4  # onnxruntime fuses operators
@@ -69,6 +69,7 @@ def test_shares_are_of_the_ceilings(monkeypatch):
     assert [(row["variant"], row["batch"]) for row in pixels] == [(roofline.PIXELS, 1), (roofline.PIXELS, 8)]
     for row in pixels:
         assert row["input_share"] == pytest.approx(784 / (row["median_us"] / 1e6) / 8e9)
+    assert (table["convolution_flops_per_s"] == 5e10).all() and (table["matrix_side"] == 1024).all()
     assert table["kernels"].isna().all() and table["gpu_state"].isna().all()
 
 
@@ -79,23 +80,24 @@ def test_device_time_is_taken_where_it_was_measured():
 
 
 def test_a_wrong_network_on_pixels_is_refused(monkeypatch):
-    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(4e10, 8e9, None))
+    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(4e10, 5e10, 8e9, None))
     monkeypatch.setattr(roofline, "fold_preprocessing", lambda layer: fold_preprocessing(layer, scale=1 / 128))
     with pytest.raises(DeviceError, match="collapsed_pixels differs from the collapsed network"):
         roofline.measure(timings(), CPU)
 
 
 def test_ceilings_are_measured(monkeypatch):
-    """A product is 2 FLOP for each of side cubed, a copy reads and writes; per second of the real calls."""
+    """2 FLOP for each of side cubed, and for each weight and place; a copy reads and writes; a second of real calls."""
     found = roofline.ceilings(CPU)
-    assert 1e8 < found.flops < 1e14 and 1e8 < found.copy < 1e13
+    assert 1e8 < found.flops < 1e14 and 1e8 < found.convolution < 1e14 and 1e8 < found.copy < 1e13
     assert found.launch is None
     results = []
     monkeypatch.setattr(roofline, "_seconds", lambda call: results.append(call()) or 0.5)
-    assert roofline.ceilings(CPU).flops == 4 * 1024**3
-    product, copied = results
-    assert product.shape == (1024, 1024)
-    assert roofline.ceilings(CPU).copy == 4 * copied.untyped_storage().nbytes()
+    found = roofline.ceilings(CPU)
+    product, convolved, copied = results
+    assert product.shape == (1024, 1024) and found.flops == 4 * 1024**3
+    assert convolved.shape == roofline.CONVOLVED and found.convolution == 4 * 9 * 512 * convolved.numel()
+    assert found.copy == 4 * copied.untyped_storage().nbytes()
 
 
 @pytest.mark.cuda

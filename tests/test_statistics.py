@@ -11,27 +11,61 @@ from skipfold.errors import StoreError
 from skipfold.replication import statistics
 
 
-def test_savings_compare_eager_with_eager_and_fastest_with_fastest_of_a_precision():
+def test_savings_compare_like_with_like_in_the_fastest_form_and_runtime_of_a_precision():
+    """By hand. Eager is against `skips` whatever the variant; the rest against what was optimized alike."""
     rows = [
-        ("resnet18", "skips", "eager", "tf32", 64, 100.0),
-        ("resnet18", "skips", "cuda_graph", "tf32", 64, 50.0),
-        ("resnet18", "skips", "channels_last_bf16", "bf16", 64, 40.0),
-        ("resnet18", "skips_removed", "eager", "tf32", 64, 75.0),
-        ("resnet18", "skips_removed", "cuda_graph", "tf32", 64, 45.0),
-        ("resnet18", "skips_removed", "channels_last_bf16", "bf16", 64, 30.0),
-        ("resnet18", "skips", "eager", "tf32", 1, 10.0),
-        ("perceptron", "perceptron", "eager", "tf32", 64, 1.0),
+        ("skips", "eager", "tf32", 64, 100.0),
+        ("skips", "cuda_graph", "tf32", 64, 60.0),
+        ("skips", "channels_last_bf16", "bf16", 64, 40.0),
+        ("skips_literal", "eager", "tf32", 64, 110.0),
+        ("add", "eager", "tf32", 64, 90.0),
+        ("add", "cuda_graph", "tf32", 64, 50.0),
+        ("skips_folded", "cuda_graph", "tf32", 64, 42.0),
+        ("add_folded", "cuda_graph", "tf32", 64, 41.0),
+        ("skips_cropped", "cuda_graph", "tf32", 64, 32.0),
+        ("skips_removed", "eager", "tf32", 64, 75.0),
+        ("skips_removed", "cuda_graph", "tf32", 64, 45.0),
+        ("skips_removed", "channels_last_bf16", "bf16", 64, 30.0),
+        ("folded", "eager", "tf32", 64, 41.0),
+        ("cropped", "eager", "tf32", 64, 50.0),
+        ("cropped", "cuda_graph", "tf32", 64, 24.0),
+        ("skips", "eager", "tf32", 1, 10.0),
+        ("cropped", "eager", "tf32", 1, 8.0),
     ]
-    frame = pd.DataFrame(rows, columns=["network", "variant", "runtime", "precision", "batch", "median_us"])
-    frame["samples_us"] = [f"{value} {2 * value} {value}" for value in frame["median_us"]]
-    row, bf16 = statistics.savings(frame.assign(measure="host", **dict.fromkeys(statistics.STAMP, ""))).to_dict(
-        "records"
+    frame = pd.DataFrame(rows, columns=["variant", "runtime", "precision", "batch", "median_us"]).assign(
+        network="resnet18", measure="host", **dict.fromkeys(statistics.STAMP, "")
     )
-    assert (row["network"], row["variant"], row["batch"]) == ("resnet18", "skips_removed", 64)
-    assert row["eager_saved"] == 0.25 and row["fastest_saved"] == pytest.approx(0.1)
-    assert (row["before_runtime"], row["after_runtime"]) == ("cuda_graph", "cuda_graph")
-    assert (row["precision"], bf16["precision"]) == ("tf32", "bf16")
-    assert bf16["fastest_saved"] == 0.25 and pd.isna(bf16["eager_saved"]) and pd.isna(bf16["fastest_saved_low"])
+    frame["samples_us"] = [f"{value} {2 * value} {value}" for value in frame["median_us"]]
+    found = statistics.savings(frame).set_index(["variant", "precision", "batch"])
+    before = found[["before_variant", "before_runtime", "before_us", "after_runtime", "after_us"]].T.to_dict("list")
+    empty = before.pop(("cropped", "tf32", 1))
+    assert before == {
+        ("skips_removed", "tf32", 64): ["add", "cuda_graph", 50.0, "cuda_graph", 45.0],
+        ("skips_removed", "bf16", 64): ["skips", "channels_last_bf16", 40.0, "channels_last_bf16", 30.0],
+        ("folded", "tf32", 64): ["add_folded", "cuda_graph", 41.0, "eager", 41.0],
+        ("cropped", "tf32", 64): ["skips_cropped", "cuda_graph", 32.0, "cuda_graph", 24.0],
+    }
+    assert pd.isna(empty[:3]).all() and empty[3:] == ["eager", 8.0]
+    assert found["fastest_saved"].tolist() == pytest.approx([0.1, 0.25, 0, 0.25, np.nan], nan_ok=True)
+    assert found["eager_saved"].tolist() == pytest.approx([0.25, np.nan, 0.59, 0.5, 0.2], nan_ok=True)
+    assert found["fastest_saved_low"].isna().all()
+
+
+def test_each_saving_of_a_row_has_the_interval_of_its_own_pairs():
+    """Of six rounds: the eager ratios are 0.5 to 0.75, those of the fastest 0.8 to 0.9."""
+    samples = {
+        ("skips", "eager"): "100 100 100 100 100 100",
+        ("add", "onnxruntime"): "10 20 10 10 10 10",
+        ("skips_removed", "eager"): "50 75 60 60 60 60",
+        ("skips_removed", "onnxruntime"): "8 18 8.5 8.5 8.5 8.5",
+    }
+    frame = pd.DataFrame(samples.keys(), columns=["variant", "runtime"]).assign(
+        samples_us=samples.values(), median_us=[100, 10, 60, 8.5], network="resnet18", measure="host", batch=64,
+        precision="float32",
+    )  # fmt: skip
+    (row,) = statistics.savings(frame).to_dict("records")
+    keys = [f"{which}_{key}" for which in ("eager", "fastest") for key in statistics.SAVED]
+    assert [row[key] for key in keys] == pytest.approx([0.4, 0.25, 0.5, 0.15, 0.1, 0.2])
 
 
 def test_saving_pairs_the_samples_of_a_round():

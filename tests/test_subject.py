@@ -1,4 +1,6 @@
-"""subject: what is asked of a module before anything is done with it."""
+"""subject: what is asked of a module before anything is done with it, and how far a result is from it."""
+
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from skipfold.folding import fold_affine
 from skipfold.homotopy import to_homotopy
 from skipfold.inspection import connections
 from skipfold.removal import remove_skips
-from skipfold.subject import copied
+from skipfold.subject import copied, relative_error
 
 OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove_skips, fold_affine])
 
@@ -120,3 +122,23 @@ def test_a_module_of_two_dtypes_that_does_not_run_is_refused(operation):
 def test_no_probes_are_refused():
     with pytest.raises(ConfigError, match="probes: 0 given"):
         collapse(nn.Linear(2, 2), (2,), probes=0)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "error"),
+    [
+        ([1.0, -3.0], [1.0, -4.0], 0.25),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.0, 1e-30], [0.0, 0.0], math.inf),
+        ([[1.0, 2.0]], [1.0, 2.0], math.inf),
+        ([1.0, math.inf], [1.0, 2.0], math.inf),
+        ([0.0, math.nan], [0.0, 0.0], math.inf),
+    ],
+)
+def test_an_error_is_relative_to_the_largest_value(found, expected, error):
+    assert relative_error(torch.tensor(found), torch.tensor(expected)) == error
+
+
+@pytest.mark.parametrize(("found", "expected"), [(math.nan, 1.0), (1.0, math.nan), (1.0, math.inf), (math.inf,) * 2])
+def test_what_is_not_finite_is_within_no_tolerance(found, expected):
+    assert not relative_error(torch.tensor([found]), torch.tensor([expected])) <= 1e300

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from skipfold.equality import additions
 from skipfold.errors import DeviceError
+from skipfold.networks import INPUT_SHAPE
 from skipfold.replication import timing
+from skipfold.replication.statistics import WITH_SKIPS
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.cuda)]
@@ -21,8 +24,9 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     table, runtimes = timing.measure({"tier": "smoke", "timing": settings}, device)
     assert pd.isna(runtimes.set_index("runtime").loc["eager", "remark"])
     eager = table[table["runtime"] == "eager"]
-    assert {"skips", "skips_literal", "add", "skips_removed", "folded", "cropped", "collapsed"} <= set(eager["variant"])
-    assert (eager.groupby("batch")["network"].count() == 16 * eager["measure"].nunique()).all()
+    timed = {variant for before_after in WITH_SKIPS.items() for variant in (before_after[0], *before_after[1])}
+    assert set(eager["variant"]) == timed | {"perceptron"}
+    assert (eager.groupby("batch")["network"].count() == 24 * eager["measure"].nunique()).all()
     assert (table["q1_us"] <= table["median_us"]).all() and (table["median_us"] <= table["q3_us"]).all()
     samples = table["samples_us"].str.split(expand=True).astype(float)
     assert samples.median(axis=1).tolist() == pytest.approx(table["median_us"].tolist(), rel=1e-4)
@@ -35,6 +39,27 @@ def test_every_variant_is_timed_and_equals_its_float64_network(device):
     collapsed = eager[(eager["variant"] == "collapsed") & (eager["batch"] == 4)]["median_us"].item()
     original = eager[eager["network"] == "resnet34_linear_avgpool"]["median_us"].max()
     assert collapsed < original
+
+
+def test_networks_with_skips_are_optimized_as_those_without():
+    """They keep their 8 additions and their function; they have no BatchNorms, and kernels as small."""
+    found = {each.variant: each for each in timing.contenders(CPU) if each.network == "resnet18"}
+    x = torch.rand(2, *INPUT_SHAPE, dtype=torch.float64)
+    for form in ("skips", "add"):
+        for kind in ("folded", "cropped"):
+            optimized, plain = found[f"{form}_{kind}"], found[kind]
+            assert torch.equal(optimized.reference(x), found[form].reference(x))
+            assert additions(optimized.module, INPUT_SHAPE).total() == 8
+            assert not any(isinstance(module, nn.BatchNorm2d) for module in optimized.module.modules())
+            sizes = [
+                sorted(
+                    layer.kernel_size
+                    for layer in each.module.modules()
+                    if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)  # as projections are
+                )
+                for each in (optimized, plain)
+            ]
+            assert sizes[0] == sizes[1]
 
 
 def test_a_call_that_takes_long_has_three_samples():
@@ -53,42 +78,6 @@ def test_another_function_is_refused():
         pytest.raises(DeviceError, match="resnet18 folded in eager differs from its float64 network"),
     ):
         timing.predict(built, torch.rand(2, 1, 28, 28))
-
-
-def forms():
-    """Each runtime on each device; what a device always lacks is left out."""
-    for name, runtime in timing.RUNTIMES.items():
-        if runtime.missing is not timing._without_cuda and name != "compile_reduce_overhead":
-            yield name, CPU
-        yield pytest.param(name, torch.device("cuda"), marks=pytest.mark.cuda)
-
-
-@pytest.mark.parametrize(("name", "device"), list(forms()), ids=str)
-def test_every_runtime_predicts_what_the_network_does(name, device):
-    """On batches of two sizes and, being called again, not on what it saw first."""
-    if reason := timing.RUNTIMES[name].missing(device):
-        pytest.skip(reason)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10)).to(device).eval()
-    built = timing.build_in(timing.Contender("any", "any", network, copy.deepcopy(network).double()), name, device)
-    with torch.inference_mode():
-        for batch in (3, 20):
-            x = torch.rand(batch, 1, 28, 28, device=device)
-            prediction = timing.predict(built, x)
-            allowed = timing.TOLERANCE[timing.RUNTIMES[name].precision(device)]
-            assert prediction.difference < allowed and prediction.prepare_seconds > 0
-            for _ in range(2):
-                found = prediction.call()
-                assert found.device.type == device.type
-                torch.testing.assert_close(found.float(), network(x), rtol=0.05, atol=0.05)
-
-
-def test_more_networks_than_dynamo_s_limit_are_all_compiled():
-    """Past its limit of 8 dynamo would run the others eagerly; fullgraph makes that an error."""
-    for _ in range(9):
-        network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
-        contender = timing.Contender("any", "any", network, copy.deepcopy(network).double())
-        built = timing.build_in(contender, "compile", CPU)
-        assert timing.predict(built, torch.rand(2, 1, 28, 28)).difference < 1e-4
 
 
 def test_compiled_are_only_the_variants_and_batches_asked_for():
@@ -165,14 +154,3 @@ def test_eager_failures_are_raised(monkeypatch):
     settings = {"batch_sizes": [2], "runtimes": ["eager"], "repeats": 3, "cell_seconds": 1}
     with pytest.raises(RuntimeError, match="783x10"):
         timing.measure({"tier": "smoke", "timing": settings}, CPU)
-
-
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
-    """The reason is the compiler's own first line."""
-
-    def failing(*args, **kwargs):
-        raise RuntimeError("no C++ compiler found\nin any place")
-
-    monkeypatch.setattr(torch, "compile", failing)
-    reason = timing._without_compiler.__wrapped__(CPU)
-    assert reason == "torch.compile fails on this machine: no C++ compiler found"

@@ -14,7 +14,15 @@ from skipfold.checkpoint import read_state
 from skipfold.collapse import Certificate, Collapsed
 from skipfold.errors import CheckpointError, ExportError
 from skipfold.files import written
-from skipfold.subject import certifying, dtype_and_device, first_line, in_mode, input_errors, sample_shape
+from skipfold.subject import (
+    certifying,
+    dtype_and_device,
+    first_line,
+    in_mode,
+    input_errors,
+    relative_error,
+    sample_shape,
+)
 
 TOLERANCE = 1e-4
 """Largest difference of a file's outputs from the network's, relative to the largest."""
@@ -134,9 +142,8 @@ def compare_collapsed(path: str | Path, layer: Collapsed) -> float:
         held_said, said = (f"{inputs} to {outputs}" for inputs, outputs in shapes)
         raise CheckpointError(f"{path}: maps {held_said}, the network {said}; is it of another network?")
     with torch.no_grad():
-        scale = max(float(value.abs().max()) for value in layer.parameters())
-        pairs = zip(held.parameters(), layer.parameters(), strict=True)
-        worst = max(float((mine - theirs.cpu()).abs().max()) / scale for mine, theirs in pairs)
+        values, expected = (torch.cat([each.cpu().flatten() for each in x.parameters()]) for x in (held, layer))
+    worst = relative_error(values, expected)
     if not worst <= TOLERANCE:
         raise CheckpointError(
             f"{path}: another function than the network: its weights differ by {worst:.1e} of the largest; was it "
@@ -160,8 +167,7 @@ def _compared(
         theirs, ours = theirs.detach().cpu().double(), ours.double()
         if theirs.shape != ours.shape:
             raise ExportError(f"{path}: gives {list(ours.shape)} where the network gives {list(theirs.shape)}")
-        scale = float(theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny))
-        error = float((theirs - ours).abs().max()) / scale
+        error = relative_error(ours, theirs)
         if not error <= tolerance:  # NaN neither
             raise ExportError(
                 f"{path}: its outputs differ from the network's by {error:.1e} of the largest; {tolerance:.0e} are "

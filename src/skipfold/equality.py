@@ -12,7 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipfold.errors import InputShapeError, SkipError, SkipfoldError
 from skipfold.structure import paths
-from skipfold.subject import certifying, copied, dtype_and_device, first_line, in_float64, input_errors, sample_shape
+from skipfold.subject import (
+    certifying,
+    copied,
+    dtype_and_device,
+    first_line,
+    in_float64,
+    input_errors,
+    relative_error,
+    sample_shape,
+)
 
 TOLERANCE = 1e-9
 """Largest difference in float64, relative to the largest output, of two networks that count as the same function."""
@@ -85,16 +94,16 @@ def certify(
         with in_float64(dtype):
             expected = _run(reference, x)
             once, found = _rewritten(operation, convert, reference, x)
-            max_error = _checked(operation, _difference(found, expected), TOLERANCE)
+            max_error = _checked(operation, relative_error(found, expected), TOLERANCE)
             _, found = _rewritten(operation, convert, once, x)
-            repeated = _checked(f"{operation}, done twice", _difference(found, expected), TOLERANCE)
+            repeated = _checked(f"{operation}, done twice", relative_error(found, expected), TOLERANCE)
         x = x.to(dtype)
         expected = _run(copied(source), x)
         own, found = _rewritten(operation, convert, copied(source), x)
-        own_error = _checked(operation, _difference(found, expected), OWN_TOLERANCE)
+        own_error = _checked(operation, relative_error(found, expected), OWN_TOLERANCE)
         exported = None
         if export:
-            exported = _checked(f"{operation}, exported", _difference(_exported(own, x), found), OWN_TOLERANCE)
+            exported = _checked(f"{operation}, exported", relative_error(_exported(own, x), found), OWN_TOLERANCE)
     return Equality(
         operation=operation,
         max_error=max_error,
@@ -156,11 +165,6 @@ def _exported(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return torch.export.export(model, (x.clone(),)).module()(x.clone())
     except Exception as error:  # of many kinds
         raise SkipError(f"torch.export does not take the network ({first_line(error)}); use export=False") from error
-
-
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((found - expected).abs().max() / scale)
 
 
 def _checked(operation: str, error: float, tolerance: float) -> float:

@@ -1,7 +1,8 @@
-"""The module that something is made of: its sample's shape, its dtype and device, a copy to compare with."""
+"""The module that something is made of: its sample's shape, its dtype and device, a copy, and the error against it."""
 
 import contextlib
 import copy
+import math
 import operator
 from collections.abc import Iterator, Sequence
 
@@ -147,6 +148,21 @@ def input_errors(x: torch.Tensor) -> Iterator[None]:
             f"the module does not take an input of shape {list(x.shape)}, {x.dtype}: {first_line(error)}; "
             "give the shape of one sample, without the batch, or a batch as example"
         ) from error
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of two tensors, relative to the largest absolute value in `expected`.
+
+    Infinite where the shapes differ, or where `expected` is all 0 and `found` is not; 0 where both are. Infinite or not
+    a number where either holds such values: ask whether the error is within a tolerance, not whether it is beyond one.
+    """
+    if found.shape != expected.shape:
+        return math.inf
+    difference = float((found - expected).detach().abs().max())
+    scale = float(expected.detach().abs().max())
+    if scale == 0:
+        return math.inf if difference else 0.0
+    return difference / scale
 
 
 def first_line(error: Exception) -> str:

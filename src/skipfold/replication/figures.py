@@ -95,6 +95,10 @@ VARIANTS = {
     "skips": "skips with t",
     "skips_literal": "skips with t, written out",
     "add": "ordinary add",
+    "skips_folded": "skips with t, BatchNorm folded",
+    "skips_cropped": "skips with t, folded, cropped",
+    "add_folded": "ordinary add, BatchNorm folded",
+    "add_cropped": "ordinary add, folded, cropped",
     "skips_removed": "skips removed",
     "folded": "removed, BatchNorm folded",
     "cropped": "removed, folded, cropped",
@@ -104,6 +108,9 @@ VARIANTS = {
     "perceptron": "perceptron",
 }
 
+
+BASELINES = ("skips_folded", "skips_cropped", "add_folded", "add_cropped")
+"""What the forms without skips are compared with in the table of savings; their marks would lie on one another."""
 
 ONE_LAYER = ("collapsed", "collapsed_pixels", "collapsed_pixels_fused", "perceptron")
 
@@ -420,8 +427,9 @@ def roofline(frame: pd.DataFrame) -> Figure:
     """Arithmetic reached against arithmetic intensity, beside a matrix product and a copy measured in the same run.
 
     `frame` is the table of `roofline.measure`; log scales, a panel a runtime. A line joins the batches of a network and
-    variant; the smallest has a hollow marker, the others filled ones.
+    variant; the smallest has a hollow marker, the others filled ones. BASELINES are left out.
     """
+    frame = frame[~frame["variant"].isin(BASELINES)]
     markers = dict(zip(frame["network"].unique(), itertools.cycle(MARKERS), strict=False))
     variants = dict.fromkeys([*VARIANTS, *frame["variant"]])
     variants = [name for name in variants if name in set(frame["variant"])]

@@ -8,18 +8,24 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from skipfold.replication.config import published_folder, root
+
+if TYPE_CHECKING:
+    import torch  # which takes seconds, and tables need only STAMP
+
+STAMP = ("tier", "device", "torch", "cuda", "commit", "date")
+"""Columns that say what a row came from; every table carries them. `date` is that of the (last) trial."""
 
 SOURCES = ("config/claims.yaml", "src/skipfold/replication/claims.py", "src/skipfold/replication/statistics.py")
 """Files of the repository that decide what the numbers are; the page holds their checksums."""
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The GPU's name, or the CPU's and the number of threads."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -42,27 +48,31 @@ def commit() -> str:
 
     Results do not count: a run replaces those that are committed.
     """
-    name = _output("git", "describe", "--always", "--abbrev=12")
-    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-    return name if name == "unknown" or not changed else f"{name}-dirty"
+    name = output("git", "describe", "--always", "--abbrev=12")
+    if name is None:
+        return "unknown"
+    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    return name if changed == "" else f"{name}-dirty"
 
 
 @functools.cache
 def driver() -> str:
     """Version of the NVIDIA driver; "unknown" where nvidia-smi is not there."""
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    return (output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown").split("\n")[0]
 
 
-def _output(*command: str) -> str:
-    """What `command` prints; "unknown" where it fails."""
+def output(*command: str) -> str | None:
+    """What `command` prints, without space around it; None where it fails or is not there."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return None
 
 
-def stamp(device: torch.device, md5: dict[str, str]) -> dict[str, Any]:
+def stamp(device: "torch.device", md5: dict[str, str]) -> dict[str, Any]:
     """Device, versions, commit, date and data checksums, as plain JSON values."""
+    import torch
+
     return {
         "device": device_name(device),
         "torch": torch.__version__,

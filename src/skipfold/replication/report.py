@@ -16,7 +16,7 @@ from skipfold.errors import ConfigError
 from skipfold.replication import claims, figures, statistics
 from skipfold.replication.config import files, published_folder, root
 from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
-from skipfold.replication.provenance import checksums, commit, relative, sha256
+from skipfold.replication.provenance import STAMP, checksums, commit, relative, sha256
 from skipfold.replication.store import read_archive
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -55,7 +55,7 @@ TITLES = {
     "linear_comparison": "Linear networks",
     "schedule_comparison": "Static and scheduled skip strength",
     "timing": "Prediction time",
-    "roofline": "Prediction under the roof",
+    "roofline": "Arithmetic reached in prediction",
     "sensitivity": "How the guesses fit",
 }
 
@@ -69,9 +69,9 @@ ASSUMPTIONS = (
      "as well (scored below)."),
     ("Batch size, inputs, perceptron", "batch {batch_size}, pixels in [0, 1], no bias", INFERRED,
      "From the same fit. Batch 64 also fits the published time of 104.91 µs an image."),
-    ("Last batch of an epoch, of 32 images", "{last_batch}", INFERRED,
-     "One step on it can undo a ResNet34 just before it is validated; the published means of 5 trials never fall so "
-     "(docs/fit.md). The perceptron fits either way."),
+    ("Last batch of an epoch, of 32 images", "{last_batch}", ASSUMED,
+     "One step on it can undo a ResNet34 just before it is validated; the published means fall less from one epoch to "
+     "the next than ours do with it, or without it (docs/fit.md). The perceptron fits either way."),
     ("Optimizer of the ResNets", "{resnet}", INFERRED,
      "By the fit to the published curves of ResNet34: momentum 0.9 is the best for its usual first layers, none with "
      "a max-pool of stride 3 (docs/fit.md); neither fits at noise level."),
@@ -424,12 +424,16 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
             row.batch,
             PRECISIONS[row.precision],
             "–" if pd.isna(row.eager_saved) else _saved(row.eager_saved, row.eager_saved_low, row.eager_saved_high),
-            f"{row.before_runtime}, {microseconds(row.before_us)}",
-            f"{row.after_runtime}, {microseconds(row.after_us)}",
-            _saved(row.fastest_saved, row.fastest_saved_low, row.fastest_saved_high),
+            "–" if pd.isna(row.before_us) else _fastest(row.before_variant, row.before_runtime, row.before_us),
+            _fastest(row.variant, row.after_runtime, row.after_us),
+            "–" if pd.isna(row.before_us) else _saved(row.fastest_saved, row.fastest_saved_low, row.fastest_saved_high),
         )
         for row in table.itertuples(index=False)
     ]
+
+
+def _fastest(variant: str, runtime: str, median: float) -> list[str]:
+    return [microseconds(median), f"{figures.VARIANTS.get(variant, variant)}; {runtime}"]
 
 
 def _saved(share: float, low: float, high: float) -> list[str]:
@@ -465,6 +469,7 @@ def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
     timed = table[~pixels]
     batch = 64 if (timed["batch"] == 64).any() else timed["batch"].max()
     first = table.iloc[0]
+    convolution = first.get("convolution_flops_per_s")
     rows = [
         (
             figures.timing_label(row.network, row.variant),
@@ -490,7 +495,9 @@ def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
         for row in table[pixels].itertuples()
     ]
     return {
+        "side": first.get("matrix_side"),  # which older tables lack, as the convolution
         "peak": f"{first['peak_flops_per_s'] / 1e9:,.0f}",
+        "convolution": convolution and f"{convolution / 1e9:,.0f}",
         "bandwidth": f"{first['copy_bytes_per_s'] / 1e9:,.0f}",
         "state": None if pd.isna(first["gpu_state"]) else first["gpu_state"],
         "removal": _removal(timed.drop_duplicates(["network", "variant"]).set_index(["network", "variant"])),
@@ -550,7 +557,7 @@ def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
     for (assumption, name), options in table.groupby(["assumption", "figure"]):
         rows = [
             (
-                f"{row.alternative}{' (in use)' if row.chosen else ''}",
+                f"{figures.option_label(assumption, row.alternative)}{' (in use)' if row.chosen else ''}",
                 "none" if pd.isna(row.verdicts_flipped) or not row.verdicts_flipped else row.verdicts_flipped,
                 number(row.rmse),
                 number(row.rmse_by_batch),
@@ -558,7 +565,8 @@ def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
             )
             for row in options.sort_values("rmse", kind="stable").itertuples()
         ]
-        groups.append({"assumption": assumption, "figure": _title(name), "rows": rows})
+        words = figures.ASSUMPTIONS.get(assumption, assumption)
+        groups.append({"assumption": words, "figure": _title(name), "rows": rows})
     text = "rms distance of accuracies from the published points; the best option of each assumption comes first"
     return {"groups": groups, "caption": text, "links": _experiment_links(results, "sensitivity")}
 
@@ -622,7 +630,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
             found[key] = {name: md5 for value in values for name, md5 in (value or {}).items()}
         else:
             found[key] = statistics.join(values)
-    for key in ("device", "torch", "cuda", "commit", "date"):
+    for key in STAMP:
         found.setdefault(key, stamps[key])
     if "timing" in tables:
         found["timed_on"] = statistics.join(tables["timing"]["device"])

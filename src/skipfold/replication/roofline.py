@@ -1,6 +1,5 @@
 """What each timed network computes and moves, against what the device can: operators, FLOPs, bytes, ceilings."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
@@ -18,10 +18,11 @@ from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
-from skipfold.replication.statistics import STAMP
-from skipfold.replication.timing import TOLERANCE, contenders
+from skipfold.replication.provenance import STAMP, output
+from skipfold.replication.runtimes import RUNTIMES, TOLERANCE
+from skipfold.replication.timing import contenders
 from skipfold.replication.training import arithmetic
-from skipfold.subject import first_line
+from skipfold.subject import first_line, relative_error
 
 AS_COUNTED = ("eager", "cuda_graph")
 """Runtimes that run the operators that are counted; the others fuse some of them."""
@@ -35,7 +36,10 @@ PIXEL_BATCHES = {"cpu": (1, 64, 2**16), "cuda": (1, 64, 2**19)}
 """The last one does not fit into a cache."""
 
 MATRIX = {"cpu": 1024, "cuda": 8192}
-"""Side of the square matrices whose product is the ceiling of arithmetic."""
+"""Side of the square matrices whose measured product stands for the device's arithmetic; a convolution may beat it."""
+
+CONVOLVED = (16, 512, 14, 14)
+"""Images, channels, height and width of the large 3x3 convolution that is measured beside it."""
 
 COPIED = 2**27
 """Bytes of the copy that is the ceiling of memory; more than a cache holds."""
@@ -57,10 +61,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reached: FLOP/s in a large matrix product (TF32 on CUDA, as the convolutions), bytes/s read and
-    written by a large copy, seconds to launch a CUDA graph of one empty kernel (None on a CPU)."""
+    """What the device reached: FLOP/s in a matrix product (of side MATRIX) and in a convolution (of CONVOLVED), bytes/s
+    read and written by a large copy, seconds to launch a CUDA graph of one empty kernel (None on a CPU)."""
 
     flops: float
+    convolution: float
     copy: float
     launch: float | None
 
@@ -98,34 +103,32 @@ class _Traffic(TorchDispatchMode):
 
 
 def ceilings(device: torch.device) -> Ceilings:
-    """Measured on `device` now, in the arithmetic and with the threads of the timings."""
+    """Measured on `device` now, with the threads and in the present precision of convolutions, products too."""
     side = MATRIX[device.type]
     a, b = torch.rand(2, side, side, device=device)
     source = torch.rand(COPIED // 4, device=device)
     target = torch.empty_like(source)
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
         product = _seconds(lambda: a @ b)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+    count, channels, height, width = CONVOLVED
+    x, kernel = torch.rand(CONVOLVED, device=device), torch.rand(channels, channels, 3, 3, device=device)
+    convolution = _seconds(lambda: F.conv2d(x, kernel, padding=1))
     copy = _seconds(lambda: target.copy_(source))
-    launch = _seconds(_graphed(lambda: target[:1].zero_())) if device.type == "cuda" else None
-    return Ceilings(2 * side**3 / product, 2 * COPIED / copy, launch)
+    launch = None
+    if device.type == "cuda":
+        launch = _seconds(RUNTIMES["cuda_graph"].build(torch.Tensor.zero_, device)(target[:1]))
+    convolved = 2 * kernel.numel() * count * height * width
+    return Ceilings(2 * side**3 / product, convolved / convolution, 2 * COPIED / copy, launch)
 
 
 def _seconds(call: Callable[[], object]) -> float:
     """Median seconds of a warm call; the device is waited for."""
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=SAMPLE_SECONDS).median
-
-
-def _graphed(call: Callable[[], object]) -> Callable[[], None]:
-    call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def kernels(module: nn.Module, x: torch.Tensor) -> int | None:
@@ -146,12 +149,10 @@ def gpu_state(device: torch.device) -> str | None:
         return None
     fields = "pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
     which = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        values = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split(", ")
-    except (OSError, subprocess.CalledProcessError):
+    values = output("nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader")
+    if values is None:
         return None
-    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values, strict=True))
+    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values.split(", "), strict=True))
 
 
 def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
@@ -160,9 +161,10 @@ def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
     Then the collapsed network on uint8 pixels, timed here, on CUDA in one kernel too. Columns: network, variant,
     runtime, batch, measure (device where it was measured, else host), median_us (microseconds an image), operators,
     kernels (empty on a CPU), flops and bytes (an image, the weights' share included), intensity (FLOP a byte),
-    flops_per_s, peak_flops_per_s, copy_bytes_per_s and launch_us (see `Ceilings`), roof_share (of what the roof allows
-    at this intensity; above 1 where caches serve what is counted as memory), input_share (input bytes a second, of
-    copy_bytes_per_s), gpu_state (see `gpu_state`, read while the device is warm), STAMP.
+    flops_per_s, peak_flops_per_s, convolution_flops_per_s, copy_bytes_per_s and launch_us (see `Ceilings`; the first
+    is of the matrix product), roof_share (of what product and copy allow at this intensity; above 1 where caches serve
+    what is counted as memory, or convolutions beat the product), input_share (input bytes a second, of
+    copy_bytes_per_s), matrix_side, gpu_state (see `gpu_state`, read while the device is warm), STAMP.
     """
     with torch.inference_mode(), arithmetic("tf32"):
         roof = ceilings(device)
@@ -172,8 +174,8 @@ def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
         counted = {key: (work(module), kernels(module, x)) for key, module in modules.items()}
         rows = [_row(row, *counted[row["network"], row["variant"]], roof) for row in _shown(timings)]
         rows += _pixel_rows(modules[COLLAPSED], device, roof)
-    stamp = {key: timings[key].iloc[0] for key in STAMP}
-    return pd.DataFrame(rows).astype({"kernels": "Int64"}).assign(gpu_state=state, **stamp)
+    shared = {"matrix_side": MATRIX[device.type], "gpu_state": state, **{key: timings[key].iloc[0] for key in STAMP}}
+    return pd.DataFrame(rows).astype({"kernels": "Int64"}).assign(**shared)
 
 
 def _shown(timings: pd.DataFrame) -> list[dict]:
@@ -196,6 +198,7 @@ def _row(timed: dict, work: Work, kernels: int | None, roof: Ceilings, input_byt
         "intensity": work.flops / moved,
         "flops_per_s": work.flops / seconds,
         "peak_flops_per_s": roof.flops,
+        "convolution_flops_per_s": roof.convolution,
         "copy_bytes_per_s": roof.copy,
         "launch_us": roof.launch and 1e6 * roof.launch,
         "roof_share": work.flops / seconds / allowed,
@@ -220,10 +223,10 @@ def _pixel_rows(collapsed: Collapsed, device: torch.device, roof: Ceilings) -> l
         for batch in PIXEL_BATCHES[device.type]:
             x = torch.randint(0, 256, (batch, *INPUT_SHAPE), dtype=torch.uint8, device=device)
             launched = kernels(module, x)
-            calls = {"eager": lambda x=x, module=module: module(x)}
-            if device.type == "cuda":
-                calls["cuda_graph"] = _graphed(calls["eager"])
-            for runtime, call in calls.items():
+            for runtime in AS_COUNTED:
+                if RUNTIMES[runtime].missing(device):
+                    continue
+                call = RUNTIMES[runtime].build(module, device)(x)
                 timed = {"network": COLLAPSED[0], "variant": variant, "runtime": runtime, "batch": batch}
                 timed |= {"measure": "host", "median_us": 1e6 * _seconds(call) / batch}
                 rows.append(_row(timed, counted, launched, roof, input_bytes=1))
@@ -239,8 +242,7 @@ def _fused_work(layer: Collapsed) -> Work:
 
 def _check_pixels(variant: str, module: nn.Module, collapsed: Collapsed, device: torch.device) -> None:
     x = torch.randint(0, 256, (8, *INPUT_SHAPE), dtype=torch.uint8, device=device)
-    expected = collapsed(x / 255)
-    error = float((module(x) - expected).abs().max() / expected.abs().max())
+    error = relative_error(module(x), collapsed(x / 255))
     if not error <= TOLERANCE["float32"]:
         raise DeviceError(
             f"roofline: {COLLAPSED[0]} {variant} differs from the collapsed network by {error:.1e} of the largest "

@@ -11,14 +11,12 @@ from scipy import stats
 
 from skipfold.errors import StoreError
 from skipfold.replication.config import published_folder
+from skipfold.replication.provenance import STAMP
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 """Of the bootstrap; fixed, so that a table can be computed again digit for digit."""
-
-STAMP = ("tier", "device", "torch", "cuda", "commit", "date")
-"""Columns that say what a row came from; every table carries them. `date` is that of the (last) trial."""
 
 DESCRIPTION = (
     "data",
@@ -219,14 +217,14 @@ def certificates(frame: pd.DataFrame) -> pd.DataFrame:
     return out.join(rows[[*kept, "digest", *STAMP]]).reset_index(drop=True)
 
 
-REMOVED = (
-    ("resnet34_linear_avgpool", "collapsed"),
-    ("resnet18", "skips_removed"),
-    ("resnet34", "skips_removed"),
-    ("resnet18", "cropped"),
-    ("resnet34", "cropped"),
-)
-"""Networks and variants whose times are compared with those of the same network with its skips."""
+WITH_SKIPS = {
+    "collapsed": ("skips",),
+    "skips_removed": ("skips", "skips_literal", "add"),
+    "folded": ("skips_folded", "add_folded"),
+    "cropped": ("skips_cropped", "add_cropped"),
+}
+"""Forms with skips, by the variant without that has had the same other optimizations. `add` is among them because
+runtimes differ in how well they run a weighted sum, which is no more work than a plain one."""
 
 
 SAVED = ("saved", "saved_low", "saved_high")
@@ -234,40 +232,43 @@ SAVED = ("saved", "saved_low", "saved_high")
 
 
 def savings(frame: pd.DataFrame) -> pd.DataFrame:
-    """What collapse and skip removal save, from a table of timings: as published, and against the best runtime.
+    """What collapse and skip removal save, from a table of timings: as published, and like with like.
 
     Only runtimes of the same precision are compared. Columns: network, variant, batch, precision, eager_saved (share
-    of wall-clock time saved, both eager, which is what the paper measured), before_runtime, before_us (the fastest
-    runtime of the network with its skips), after_runtime, after_us (that of the variant), fastest_saved, both with
-    _low and _high (see `saving`), STAMP.
+    of wall-clock time saved against the variant `skips`, both eager, which is what the paper measured; folding and
+    cropping count too), before_variant, before_runtime, before_us (the fastest form and runtime of the network with
+    skips and the same other optimizations, see WITH_SKIPS; empty where none was timed), after_runtime, after_us (the
+    fastest runtime of the variant), fastest_saved (between these two), both with _low and _high (see `saving`), STAMP.
     """
     host = against_skips(frame[frame["measure"] == "host"])
     rows = []
-    for network, variant in REMOVED:
-        of_network = host[host["network"] == network]
-        for (batch, precision), part in of_network.groupby(["batch", "precision"], sort=False):
-            before, after = part[part["variant"] == "skips"], part[part["variant"] == variant]
-            if before.empty or after.empty:
-                continue
-            eager = after.loc[after["runtime"] == "eager", list(SAVED)].to_dict("records") or [dict.fromkeys(SAVED)]
-            best_before, best_after = (side.loc[side["median_us"].idxmin()] for side in (before, after))
-            fastest = saving(best_after["samples_us"], best_before["samples_us"])
-            rows.append(
-                {
-                    "network": network,
-                    "variant": variant,
-                    "batch": batch,
-                    "precision": precision,
-                    **{f"eager_{key}": value for key, value in eager[0].items()},
-                    "before_runtime": best_before["runtime"],
-                    "before_us": best_before["median_us"],
-                    "after_runtime": best_after["runtime"],
-                    "after_us": best_after["median_us"],
-                    **{f"fastest_{key}": value for key, value in zip(SAVED, fastest, strict=True)},
-                    **{key: best_after.get(key) for key in STAMP},
-                }
-            )
+    for variant, forms in WITH_SKIPS.items():
+        for network in host["network"].unique():
+            of_network = host[host["network"] == network]
+            for (batch, precision), part in of_network.groupby(["batch", "precision"], sort=False):
+                after, before = part[part["variant"] == variant], part[part["variant"].isin(forms)]
+                if len(after):
+                    shared = {"network": network, "variant": variant, "batch": batch, "precision": precision}
+                    rows.append(shared | _saved(after, before))
     return pd.DataFrame(rows)
+
+
+def _saved(after: pd.DataFrame, before: pd.DataFrame) -> dict[str, Any]:
+    """The columns of `savings` but its first four, from the rows of a variant and of the forms to compare it with."""
+    eager = after.loc[after["runtime"] == "eager", list(SAVED)].to_dict("records") or [dict.fromkeys(SAVED)]
+    fastest = after.loc[after["median_us"].idxmin()]
+    slower = before.loc[before["median_us"].idxmin()] if len(before) else {}
+    saved = saving(fastest["samples_us"], slower["samples_us"]) if len(before) else (None,) * len(SAVED)
+    return {
+        **{f"eager_{key}": value for key, value in eager[0].items()},
+        "before_variant": slower.get("variant"),
+        "before_runtime": slower.get("runtime"),
+        "before_us": slower.get("median_us"),
+        "after_runtime": fastest["runtime"],
+        "after_us": fastest["median_us"],
+        **{f"fastest_{key}": value for key, value in zip(SAVED, saved, strict=True)},
+        **{key: fastest.get(key) for key in STAMP},
+    }
 
 
 def against_skips(frame: pd.DataFrame) -> pd.DataFrame:
