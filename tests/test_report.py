@@ -217,7 +217,9 @@ def test_sensitivity_is_shown(results):
     )
     report.build(results)
     text = read(results).text
-    assert "networks.cnn3, by Accuracy against t, 3-layer linear CNN defaults (in use) none 0.0020 – 1 pad" in text
+    assert (
+        "3-layer linear CNN, by Accuracy against t, 3-layer linear CNN" in text and "(in use) none 0.0020 – 1" in text
+    )
     assert "cnn3_curve 0.0500 – 1 on 8192 images" in text
 
 

@@ -69,6 +69,20 @@ def output(*command: str) -> str | None:
         return None
 
 
+def gpu_state(device: "torch.device") -> str | None:
+    """Performance state, clocks, power and temperature as nvidia-smi reads them now; None on a CPU or without it."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    fields = "pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
+    which = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    values = output("nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader")
+    if values is None:
+        return None
+    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values.split(", "), strict=True))
+
+
 def stamp(device: "torch.device", md5: dict[str, str]) -> dict[str, Any]:
     """Device, versions, commit, date and data checksums, as plain JSON values."""
     import torch

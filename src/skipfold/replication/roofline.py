@@ -18,7 +18,7 @@ from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import DeviceError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
-from skipfold.replication.provenance import STAMP, output
+from skipfold.replication.provenance import STAMP, gpu_state
 from skipfold.replication.runtimes import RUNTIMES, TOLERANCE
 from skipfold.replication.timing import contenders
 from skipfold.replication.training import arithmetic
@@ -143,18 +143,6 @@ def kernels(module: nn.Module, x: torch.Tensor) -> int | None:
     return sum(not name.startswith(("Memcpy", "Memset")) for name in launched)
 
 
-def gpu_state(device: torch.device) -> str | None:
-    """Performance state, clocks, power and temperature as nvidia-smi reads them now; None on a CPU or without it."""
-    if device.type != "cuda":
-        return None
-    fields = "pstate,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
-    which = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    values = output("nvidia-smi", f"--id={which}", f"--query-gpu={fields}", "--format=csv,noheader")
-    if values is None:
-        return None
-    return ", ".join(f"{name} {value}" for name, value in zip(fields.split(","), values.split(", "), strict=True))
-
-
 def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
     """Every eager or CUDA-graph time of `timings` (see `timing.measure`) beside its work and the device's ceilings.
 
@@ -164,7 +152,7 @@ def measure(timings: pd.DataFrame, device: torch.device) -> pd.DataFrame:
     flops_per_s, peak_flops_per_s, convolution_flops_per_s, copy_bytes_per_s and launch_us (see `Ceilings`; the first
     is of the matrix product), roof_share (of what product and copy allow at this intensity; above 1 where caches serve
     what is counted as memory, or convolutions beat the product), input_share (input bytes a second, of
-    copy_bytes_per_s), matrix_side, gpu_state (see `gpu_state`, read while the device is warm), STAMP.
+    copy_bytes_per_s), matrix_side, gpu_state (see `provenance.gpu_state`, read while the device is warm), STAMP.
     """
     with torch.inference_mode(), arithmetic("tf32"):
         roof = ceilings(device)

@@ -74,9 +74,15 @@ def _cuda_graph(module: nn.Module, device: torch.device):
     return lambda x: _captured(module, x)
 
 
+@functools.cache
+def _capture_stream() -> torch.cuda.Stream:
+    """The one that every prediction is captured on: graphs share a pool's memory only within a stream."""
+    return torch.cuda.Stream()
+
+
 def _captured(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """The whole prediction as one CUDA graph; its output is the same tensor each time, until another graph runs."""
-    stream = torch.cuda.Stream()
+    stream = _capture_stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
             module(x)

@@ -22,7 +22,7 @@ from skipfold.folding import fold, fold_batchnorm
 from skipfold.homotopy import skips
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import strip
-from skipfold.replication.provenance import STAMP, stamp
+from skipfold.replication.provenance import STAMP, gpu_state, stamp
 from skipfold.replication.runtimes import RUNTIMES, TOLERANCE
 from skipfold.replication.training import arithmetic
 from skipfold.subject import first_line, relative_error
@@ -172,7 +172,8 @@ def measure(config: Mapping[str, Any], device: torch.device) -> tuple[pd.DataFra
     The times have one row a network, variant, runtime, batch and measure. Columns: network, variant, runtime, precision
     (float32, tf32 or bf16), batch, measure (host: wall clock, launches included; device: between CUDA events),
     median_us, q1_us, q3_us (microseconds an image), repeats, samples_us (text: all of them, a round each, as
-    `statistics.saving` takes them), max_difference and prepare_seconds (see `Prediction`), then the stamp. Contenders
+    `statistics.saving` takes them), max_difference and prepare_seconds (see `Prediction`), gpu_state (see
+    `provenance.gpu_state`, read after the samples of a batch), then the stamp. Contenders
     take turns, once a round, so a drift of the clocks meets all of them alike; each is warm, and its batch in the
     caches where it fits.
     """
@@ -195,8 +196,11 @@ def measure(config: Mapping[str, Any], device: torch.device) -> tuple[pd.DataFra
                     with _reported(failures, built.contender, built.runtime, batch):
                         predictions.append(predict(built, x))
             calls = [prediction.call for prediction in predictions]
-            for way, samples in _interleaved(calls, settings, device).items():
-                rows += [_row(each, batch, way, seconds) for each, seconds in zip(predictions, samples, strict=True)]
+            measured = _interleaved(calls, settings, device)
+            state = gpu_state(device)  # while it is warm
+            for way, samples in measured.items():
+                found = [_row(each, batch, way, seconds) for each, seconds in zip(predictions, samples, strict=True)]
+                rows += [row | {"gpu_state": state} for row in found]
     return pd.DataFrame(rows).assign(**_stamp(config, device)), runtimes(config, device, failures)
 
 
