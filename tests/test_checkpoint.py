@@ -151,6 +151,13 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_torch_s_advice_to_run_code_is_not_passed_on(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "script.pt")
+    with pytest.raises(CheckpointError, match=r"a TorchScript module.*save model\.state_dict\(\)") as caught:
+        read_state(tmp_path / "script.pt")
+    assert "weights_only" not in str(caught.value)
+
+
 def test_what_cannot_be_unpickled_is_refused_in_one_line(tmp_path):
     torch.save(Senseless(), tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -169,8 +176,14 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=part):
             read_state(tmp_path / name)
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_state(tmp_path / "none.pth")
+    for name in ("none.pth", f"{'n' * 300}.pth"):
+        with pytest.raises(CheckpointError, match="no such file"):
+            read_state(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"a folder; give a \.safetensors file"):
+        read_state(tmp_path)
+    (tmp_path / "log.pth").write_text("epoch 1\n")
+    with pytest.raises(CheckpointError, match=r"cannot be read as what torch\.save writes"):
+        read_state(tmp_path / "log.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds no state_dict"):
         read_state(tmp_path / "list.pth")
@@ -192,6 +205,47 @@ def test_what_does_not_fit_is_named(tmp_path):
         "1 of another shape: convolutions.0.bias ([7], the network has [8])",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_not_cast(dtype, tmp_path):
+    """load_state_dict would, and drop scales and imaginary parts; half precision and float64 stay welcome."""
+    path, weight = tmp_path / "weights.safetensors", build("perceptron").state_dict()["1.weight"]
+    said = rf"1 of another kind: 1\.weight \({dtype}, the network has torch\.float32\)"
+    safetensors.torch.save_file({"1.weight": weight.to(dtype)}, path)
+    with pytest.raises(CheckpointError, match=said):
+        load_model("perceptron", path)
+    for cast in (weight.half(), weight.double()):
+        safetensors.torch.save_file({"1.weight": cast}, path)
+        assert torch.equal(load_model("perceptron", path)[1].weight, cast.float())
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind"),
+    [
+        (lambda: torch.ones(2).to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
+        (lambda: torch.ones(2).to_sparse(), r"torch\.sparse_coo"),
+        (lambda: torch.ones(2, 2).to_sparse_csr(), r"torch\.sparse_csr"),
+        (lambda: torch.ones(2, device="meta"), "on the meta device, without values"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), r"torch\.qint8"),
+        (lambda: {"weight": torch.ones(2)}, "dict"),
+    ],
+    ids=["float8", "sparse", "csr", "meta", "nested", "quantized", "wrapped"],
+)
+def test_what_is_no_ordinary_tensor_is_named(weight, kind, tmp_path):
+    torch.save({"net": weight(), "epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=rf"but net \({kind}\), epoch \(int\); save"):
+        read_state(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "ssdlite320_mobilenet_v3_large"])
+def test_a_backbone_is_not_downloaded(name, monkeypatch):
+    def download(*args, **kwargs):
+        raise OSError("download")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    assert not load_model(name).training
 
 
 @pytest.mark.parametrize("name", ["resnet99", "timm:no_such_net", "torchvision:none"])

@@ -116,12 +116,41 @@ def test_connections_of_ordinary_and_weighted_networks():
         (["--input-shape", "1,28,28", "-o", "a.txt"], "'a.txt' given; a file ending in .onnx or .safetensors"),
         (["--input-shape", "1,28,28", "-o", "none/a.onnx"], "there is no folder none"),
         (["--input-shape", "1,28,28", "-o", "a.onnx", "--max-memory", "4 bytes"], "'4 bytes' given; a size such as"),
+        (["--input-shape", "1,28,28", "-o", "a.onnx", "--max-memory", f"{10**30}GiB"], "a size below 8589934592GiB is"),
+        (["--input-shape", f"{10**30},1", "-o", "a.onnx"], "sizes whose product is below"),
+        (["--input-shape", "1,28,28", "-o", f"{'n' * 300}/a.onnx"], "there is no folder nnn"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything(arguments, part, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["collapse", "cnn3", *arguments])
     assert caught.value.code == 2 and part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "suffix"),
+    [("inspect", ["--svg", "skips.png"], ".svg"), ("certify", [*SHAPE, "--collapsed", "layer.onnx"], ".safetensors")],
+)
+def test_files_are_named_as_what_they_are(command, given, suffix, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "cnn3", *given])
+    assert f"'{given[-1]}' given; a file ending in {suffix} is allowed" in capsys.readouterr().err
+
+
+def test_memory_that_there_is_not_is_one_line(monkeypatch, capsys):
+    command = ["inspect", "cnn3", "--option", "width=100000000"]
+    assert main(command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: skipfold inspect cnn3 --option width=100000000: does not fit into memory (")
+    monkeypatch.setattr("skipfold.checkpoint.load_model", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(command)
+
+
+@pytest.mark.parametrize("value", ["maybe", "5", "2020-13-45"])
+def test_an_option_that_is_true_or_false_takes_nothing_else(value, capsys):
+    assert main(["inspect", "perceptron", "--option", f"bias={value}"]) == 1
+    assert "given; " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_preprocessing_is_not_left_out_silently(cnn3, tmp_path, capsys):

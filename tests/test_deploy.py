@@ -7,6 +7,8 @@ import sys
 import onnxruntime
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -89,6 +91,46 @@ def test_a_file_without_a_collapsed_network_is_refused(tmp_path):
         load_collapsed(tmp_path / "state.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"linear.weight": torch.ones(3, 2)}, r"torch\.float32 \[3, 2\]"),
+        ({"linear.weight": torch.ones(2, 3).char()}, r"torch\.int8 \[2, 3\]"),
+        ({"linear.weight": torch.ones(2, 3).char(), "linear.bias": torch.ones(2).char()}, "floating"),
+        ({"certificate": "[" * 100_000}, "RecursionError"),
+        ({"input_shape": "[3.0]"}, "TypeError"),
+    ],
+    ids=["shape", "int8 weight", "int8", "deep", "sizes"],
+)
+def test_a_file_made_by_others_is_refused_in_one_line(change, words, tmp_path):
+    path = tmp_path / "layer.safetensors"
+    save_collapsed(*collapse(nn.Linear(3, 2), (3,)), path)
+    with safe_open(path, "pt") as file:
+        held = {key: file.get_tensor(key) for key in file.keys()} | file.metadata() | change
+    tensors = {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
+    save_file(tensors, path, {key: value for key, value in held.items() if key not in tensors})
+    with pytest.raises(CheckpointError, match=rf"layer\.safetensors: no collapsed network \(.*{words}"):
+        load_collapsed(path)
+
+
+class Counting(nn.Linear):
+    """Another function from four samples on, which the export, made with three, does not see."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 if len(x) <= 3 else 2)
+
+
+def test_a_larger_batch_than_the_export_s_own_is_compared(tmp_path):
+    with pytest.raises(ExportError, match=r"its outputs differ from the network's by 5\.0e-01"):
+        export_onnx(Counting(3, 2), (3,), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_that_no_memory_holds_is_refused(tmp_path):
+    with pytest.raises(InputShapeError, match=r"input of shape \[1, 1000000, 1000000, 1000000\]"):
+        export_onnx(nn.Linear(3, 2), (1_000_000, 1_000_000, 1_000_000), tmp_path / "model.onnx")
+
+
 class Rounded(nn.Module):
     """Exports to something that is not itself: ONNX knows nothing of the counter."""
 
@@ -168,6 +210,48 @@ def test_without_onnxruntime_it_is_said_how_to_get_it(monkeypatch, tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ExportError, match=r"none/state\.safetensors: cannot be written"):
         save_state(nn.Linear(1, 1), tmp_path / "none" / "state.safetensors")
+
+
+@pytest.mark.parametrize(("length", "fits"), [(255, True), (256, False)])
+def test_names_are_as_long_as_the_disk_takes(length, fits, tmp_path):
+    path = tmp_path / f"{'n' * (length - len('.safetensors'))}.safetensors"
+    if fits:
+        save_state(nn.Linear(1, 1), path)
+    else:
+        with pytest.raises(ExportError, match=r"cannot be written \(File name too long\)"):
+            save_state(nn.Linear(1, 1), path)
+    assert list(tmp_path.iterdir()) == [path] * fits
+
+
+class Described(nn.Linear):
+    def get_extra_state(self):
+        return {"version": 1}
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (nn.Linear(1, 1, device="meta"), r"weight \(on the meta device"),
+        (nn.LazyLinear(1), r"weight \(not initialised\)"),
+        (Described(1, 1), r"_extra_state \(dict\)"),
+        (nn.Linear(1, 1, dtype=torch.complex128), r"no torch\.complex128 tensors"),
+        (nn.Linear(1, 1, dtype=torch.float64), "NaN or infinity in weight; finite weights"),
+    ],
+    ids=["meta", "lazy", "extra state", "complex", "NaN"],
+)
+def test_what_safetensors_cannot_hold_is_named(network, words, tmp_path):
+    if words.startswith("NaN"):
+        nn.init.constant_(network.weight, float("nan"))
+    with pytest.raises(ExportError, match=words):
+        save_state(network, tmp_path / "state.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_names_nothing_is_refused():
+    with pytest.raises(ExportError, match=r"name it weights\.safetensors"):
+        save_state(nn.Linear(1, 1), "")
+    with pytest.raises(ExportError, match="names no file"):
+        export_onnx(nn.Linear(1, 1), (1,), "")
 
 
 def test_safetensors_that_would_not_be_known_as_such_are_not_written(tmp_path):

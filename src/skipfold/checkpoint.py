@@ -1,7 +1,10 @@
 """Networks by name with the weights of a file, of which no code is ever run."""
 
+import inspect
+import os
 import pickle
 import re
+import warnings
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ AVERAGED = "n_averaged"
 
 STRENGTH = re.compile(r"(?:^|\.)skip(?:_\d+)?\.t$")
 """End of the key of a skip strength, after the path of the module that holds the Skip."""
+
+COUNTER = "num_batches_tracked"
+"""End of the key of what BatchNorm counts in training; no output depends on it."""
 
 SHOWN = 3
 """Keys that an error names; the others are counted."""
@@ -81,32 +87,69 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """The state_dict in a .safetensors file, or in one that torch.save wrote, by weights only, on the CPU.
 
     A state_dict wrapped by a training script is unwrapped. Raises CheckpointError where the file is missing, damaged,
-    holds code, or anything but finite tensors.
+    holds code, or anything but finite tensors that are `plain`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a .safetensors file or a state_dict written by torch.save")
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        raise CheckpointError(f"{path}: {found}; give a .safetensors file or a state_dict written by torch.save")
+    tensors = path.suffix == ".safetensors"
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than weights, or is damaged, and was not unpickled, since that can run code; save "
-            "model.state_dict() alone, best as .safetensors"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it
+            state = safetensors.torch.load_file(path) if tensors else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # of many kinds, from files that are damaged or made to do harm
-        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); is it whole?") from error
+        # Its advice to let code run, which torch gives for pickles and for programs of TorchScript, is not passed on.
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            raise CheckpointError(
+                f"{path}: holds more than weights, such as a whole or a TorchScript module, or is damaged, and was not "
+                "loaded, since that can run code; save model.state_dict() alone, best as .safetensors"
+            ) from error
+        raise CheckpointError(
+            f"{path}: cannot be read as {'safetensors' if tensors else 'what torch.save writes'} "
+            f"({type(error).__name__}: {first_line(error)}); is it that, and whole?"
+        ) from error
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds no state_dict; save model.state_dict()")
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds no state_dict, but {type(state).__name__}; save model.state_dict()")
     state = {str(key): value for key, value in state.items()}
-    if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise CheckpointError(f"{path}: NaN or infinity in {_some(bad)}; the training diverged")
+    if other := not_plain(state):
+        raise CheckpointError(
+            f"{path}: holds no state_dict of ordinary tensors alone, but {some(other)}; save "
+            f"model.float().state_dict(), alone or under {', '.join(WRAPPERS)}"
+        )
+    if bad := not_finite(state):
+        raise CheckpointError(f"{path}: NaN or infinity in {some(bad)}; the training diverged")
     return state
+
+
+def not_plain(state: Mapping[str, object]) -> list[str]:
+    """The keys of what is no dense tensor of numbers that torch computes with, each with what it is instead."""
+    return [f"{key} ({kind})" for key, value in state.items() if (kind := _not_plain(value))]
+
+
+def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The keys of tensors that hold NaN or infinity."""
+    return [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+
+
+def _not_plain(value: object) -> str | None:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    if nn.parameter.is_lazy(value):
+        return "not initialised"
+    if value.is_meta:
+        return "on the meta device, without values"
+    if value.is_nested:
+        return "nested"
+    if value.layout is not torch.strided:
+        return str(value.layout)
+    # Of the floats of 8 bits and fewer, torch knows neither which are finite nor, of some, how to cast them.
+    if value.is_quantized or (value.is_floating_point() and value.dtype.itemsize < 2):
+        return str(value.dtype)
+    return None
 
 
 def _unprefixed(state: Mapping[str, torch.Tensor], held: Container[str]) -> dict[str, torch.Tensor]:
@@ -127,7 +170,9 @@ def _network(name: str, options: Mapping[str, Any]) -> nn.Module:
             import timm
 
             return timm.create_model(name.removeprefix(TIMM), **options)
-        return torchvision.models.get_model(name.removeprefix("torchvision:"), weights=None, **options)
+        builder = torchvision.models.get_model_builder(name.removeprefix("torchvision:"))
+        unread = [key for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters]
+        return builder(**dict.fromkeys(unread), **options)
     except ImportError as error:
         raise CheckpointError(f"{name}: timm is not installed; pip install timm") from error
     except Exception as error:  # of many kinds, from the libraries
@@ -182,7 +227,7 @@ def _with_channels(model: nn.Module, path: str, channels: int) -> nn.Module:
 
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
     held = model.state_dict()
-    optional = {key for key in held if STRENGTH.search(key) or key.endswith("num_batches_tracked")}
+    optional = {key for key in held if STRENGTH.search(key) or key.endswith(COUNTER)}
     problems = {
         "missing": [key for key in held if key not in state and key not in optional],
         "unexpected": [key for key in state if key not in held],
@@ -191,9 +236,15 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> Non
             for key, value in state.items()
             if key in held and value.shape != held[key].shape
         ],
+        # load_state_dict would cast it: what is quantized, or the real part of what is complex, is another function.
+        "of another kind": [
+            f"{key} ({value.dtype}, the network has {held[key].dtype})"
+            for key, value in state.items()
+            if key in held and _kind(value) != _kind(held[key]) and not key.endswith(COUNTER)
+        ],
     }
     if any(problems.values()):
-        said = "; ".join(f"{len(keys)} {problem}: {_some(keys)}" for problem, keys in problems.items() if keys)
+        said = "; ".join(f"{len(keys)} {problem}: {some(keys)}" for problem, keys in problems.items() if keys)
         raise CheckpointError(f"{path}: does not fit the network: {said}; is it of another network or other options?")
     for key, value in state.items():
         if STRENGTH.search(key) and not 0 <= float(value) <= 1:
@@ -201,5 +252,10 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> Non
     model.load_state_dict(held | dict(state))
 
 
-def _some(keys: list[str]) -> str:
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def some(keys: list[str]) -> str:
+    """`keys` in words: the first few, and how many more."""
     return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

@@ -2,8 +2,13 @@
 
 import argparse
 import json
+import math
+import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from skipfold.errors import CheckpointError, ConfigError, SkipfoldError
@@ -12,6 +17,12 @@ from skipfold.keys import parse
 # torch takes seconds to import: each command imports what it needs.
 
 SUFFIXES = (".onnx", ".safetensors")
+TOO_LARGE = re.compile(r"can't allocate memory|out of memory|not enough memory|overflow", re.IGNORECASE)
+"""What torch's allocators, and its counts of bytes, say of sizes that are too large; they have no type of their own."""
+
+LARGEST = 2**63
+"""What torch counts in has to stay below it."""
+
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MODELS = """\
 MODEL is one of skipfold's networks (cnn3, resnet18, resnet34_linear_avgpool, ...), a name of torchvision.models (as
@@ -29,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stopped: str = "stopped") -> int:
-    """Run the command that `parser` reads; gives 0, 1 after a SkipfoldError's one line, or 130 after Ctrl-C."""
+    """Run the command that `parser` reads; gives 0, 1 after an error's one line, or 130 after Ctrl-C.
+
+    Such are SkipfoldErrors and memory that runs out; all else is a bug and raised.
+    """
     given = parser.parse_args(arguments)
     try:
         return given.run(given) or 0
@@ -39,6 +53,14 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stoppe
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
+    except Exception as error:
+        if not isinstance(error, MemoryError | OverflowError) and not TOO_LARGE.search(str(error)):
+            raise
+        asked = shlex.join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        advice = "ask for smaller sizes or use a machine with more memory"
+        print(f"error: {asked}: does not fit into memory ({said}); {advice}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         "say whether a network is affine, or whether a collapsed one is the same function; writes nothing",
         "skipfold certify cnn3 --checkpoint trained.safetensors --input-shape 1,28,28 --collapsed layer.safetensors",
     )
-    certify.add_argument("--collapsed", type=Path, metavar="FILE", help="what skipfold collapse wrote, to be compared")
+    certify.add_argument(
+        "--collapsed",
+        type=partial(_file, (".safetensors",)),
+        metavar="FILE",
+        help="what skipfold collapse wrote, to be compared; .safetensors",
+    )
     _certified(certify)
 
     remove = _command(
@@ -98,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--input-shape", type=_sizes, metavar="C,H,W", help="of one sample; with it only what adds on one is read"
     )
-    inspect.add_argument("--svg", type=Path, metavar="FILE", help="draw them too")
+    inspect.add_argument("--svg", type=partial(_file, (".svg",)), metavar="FILE", help="draw them too")
     return parser
 
 
@@ -136,7 +163,9 @@ def _shape(command: argparse.ArgumentParser) -> None:
 
 
 def _output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", "-o", type=_file, required=True, metavar="FILE", help=f"{' or '.join(SUFFIXES)}")
+    command.add_argument(
+        "--output", "-o", type=partial(_file, SUFFIXES), required=True, metavar="FILE", help=" or ".join(SUFFIXES)
+    )
 
 
 def _collapse(given: argparse.Namespace) -> None:
@@ -238,9 +267,12 @@ def _show(certificate, given: argparse.Namespace) -> None:
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(size) for size in text.split(","))
+        sizes = tuple(int(size) for size in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} given; whole numbers are allowed, e.g. 1,28,28") from None
+    if abs(math.prod(sizes)) >= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} given; sizes whose product is below {LARGEST} are allowed")
+    return sizes
 
 
 def _numbers(text: str) -> list[float]:
@@ -255,13 +287,15 @@ def _bytes(text: str) -> int:
     unit = text[len(number) :]
     if not number.isdecimal() or unit not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} given; a size such as 512MiB or 8GiB is allowed")
-    return int(number) * UNITS[unit]
+    if (size := int(number) * UNITS[unit]) >= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} given; a size below {LARGEST // UNITS['GiB']}GiB is allowed")
+    return size
 
 
-def _file(text: str) -> Path:
+def _file(suffixes: Sequence[str], text: str) -> Path:
     path = Path(text)
-    if path.suffix not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r} given; a file ending in {' or '.join(SUFFIXES)} is allowed")
-    if not path.parent.is_dir():
+    if path.suffix not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text!r} given; a file ending in {' or '.join(suffixes)} is allowed")
+    if not os.path.isdir(path.parent):
         raise argparse.ArgumentTypeError(f"{text!r} given, but there is no folder {path.parent}")
     return path

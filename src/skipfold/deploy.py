@@ -1,6 +1,8 @@
 """Networks as files that were checked before they are there: ONNX, safetensors."""
 
 import json
+import math
+import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from skipfold.checkpoint import read_state
+from skipfold.checkpoint import not_finite, not_plain, read_state, some
 from skipfold.collapse import Certificate, Collapsed
 from skipfold.errors import CheckpointError, ExportError
 from skipfold.files import written
@@ -27,7 +29,8 @@ from skipfold.subject import (
 TOLERANCE = 1e-4
 """Largest difference of a file's outputs from the network's, relative to the largest."""
 
-BATCHES = (1, 3)
+BATCHES = (1, 16, 3)
+"""Sizes at which the file is run: one sample, more than what it is traced at, and that, which is the last."""
 
 
 def export_onnx(
@@ -41,7 +44,7 @@ def export_onnx(
     """Write `module`, in eval mode, as ONNX for batches of any size; gives the largest difference found.
 
     `example` is a batch, or the shape of one sample; with `uint8` the file takes bytes. Input and output are named so.
-    The file is run by onnxruntime on random inputs of two batch sizes and is at `path` only if its outputs are those
+    The file is run by onnxruntime on random inputs of three batch sizes and is at `path` only if its outputs are those
     of `module`, up to `tolerance` of the largest (None: TOLERANCE, at half precision 8 roundings). Raises ExportError
     where they are not, or where the export fails, and leaves nothing behind then; ModuleError, InputShapeError and
     WeightsError where `module` cannot be run.
@@ -100,13 +103,23 @@ def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
 def save_state(module: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write the state_dict of `module` as safetensors, t included; read again and compared before it is at `path`.
 
-    Raises ExportError where `path` does not end in .safetensors, by which it is known, or cannot be written.
+    Raises ExportError where `path` does not end in .safetensors, by which it is known, or cannot be written, and where
+    the state_dict holds anything but finite tensors that are dense and have values.
     """
-    if Path(path).suffix != ".safetensors":
-        raise ExportError(f"{path}: does not end in .safetensors; name it {Path(path).with_suffix('.safetensors')}")
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        name = f"{path.stem or 'weights'}.safetensors"
+        raise ExportError(f"{str(path)!r}: does not end in .safetensors; name it {path.parent / name}")
+    if other := not_plain(module.state_dict()):
+        raise ExportError(f"{path}: the network holds {some(other)}; dense tensors with values can be written")
     state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    if bad := not_finite(state):
+        raise ExportError(f"{path}: the network holds NaN or infinity in {some(bad)}; finite weights can be written")
     with written(path, ExportError) as part:
-        safetensors.torch.save_file(state, part, metadata)
+        try:
+            safetensors.torch.save_file(state, part, metadata)
+        except KeyError as error:  # a dtype
+            raise ExportError(f"{path}: safetensors holds no {error} tensors; cast the network first") from error
         again = safetensors.torch.load_file(part)
         if set(again) != set(state) or not all(torch.equal(again[key], value) for key, value in state.items()):
             raise ExportError(f"{path}: what was written is not what is read; is the disk full?")
@@ -124,11 +137,20 @@ def load_collapsed(path: str | Path) -> tuple[Collapsed, Certificate]:
     state = read_state(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
-            held = {key: json.loads(value) for key, value in file.metadata().items() if key != "skipfold"}
-        layer = Collapsed(state["linear.weight"], state["linear.bias"], held["input_shape"], held["output_shape"])
-        return layer.eval(), Certificate(**held["certificate"])
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: no collapsed network; write one with skipfold collapse") from error
+            held = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "skipfold"}
+        weight, bias = state["linear.weight"], state["linear.bias"]
+        shapes = [tuple(operator.index(size) for size in held[key]) for key in ("input_shape", "output_shape")]
+        inputs, outputs = (math.prod(shape) for shape in shapes)
+        if weight.shape != (outputs, inputs) or bias.shape != (outputs,) or weight.dtype != bias.dtype:
+            said = " and ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in (weight, bias))
+            raise ValueError(f"{said} for {inputs} to {outputs}")
+        return Collapsed(weight, bias, *shapes).eval(), Certificate(**held["certificate"])
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        # RuntimeError: integer weights, which cannot be a layer's, and JSON that is nested too deep.
+        raise CheckpointError(
+            f"{path}: no collapsed network ({type(error).__name__}: {first_line(error)}); write one with skipfold "
+            "collapse --output FILE.safetensors"
+        ) from error
 
 
 def compare_collapsed(path: str | Path, layer: Collapsed) -> float:
@@ -154,9 +176,10 @@ def compare_collapsed(path: str | Path, layer: Collapsed) -> float:
 
 def _random(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     generator = torch.Generator().manual_seed(count)
-    if dtype == torch.uint8:
-        return torch.randint(0, 256, (count, *shape), generator=generator, dtype=dtype).to(device)
-    return torch.rand(count, *shape, generator=generator, dtype=dtype).to(device)
+    with input_errors(torch.empty((), dtype=dtype, device="meta").expand(count, *shape)):
+        if dtype == torch.uint8:
+            return torch.randint(0, 256, (count, *shape), generator=generator, dtype=dtype).to(device)
+        return torch.rand(count, *shape, generator=generator, dtype=dtype).to(device)
 
 
 def _compared(

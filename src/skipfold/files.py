@@ -23,8 +23,12 @@ def written(path: str | Path, error: type[SkipfoldError]) -> Iterator[Path]:
     Raises `error` where it cannot be written; where no file can be made, at once.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    if not path.name:
+        raise error(f"{str(path)!r} names no file; give the name of one")
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short, so that any name that the disk takes can be given
     try:
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that the disk does not take is said before the work
         part.touch()
         mode = part.stat().st_mode
         yield part
@@ -33,4 +37,5 @@ def written(path: str | Path, error: type[SkipfoldError]) -> Iterator[Path]:
     except OSError as cause:
         raise error(f"{path}: cannot be written ({cause.strerror or cause}); is its folder there, and room?") from cause
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is raised already says what is wrong
+            part.unlink()

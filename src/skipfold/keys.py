@@ -56,7 +56,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets without end
             equals = ""
         if not equals or not key:
             raise ConfigError(f"config: {pair!r} given; key=value is allowed, for example trials=2")

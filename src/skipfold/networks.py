@@ -85,7 +85,7 @@ def can_be_stacked(name: str) -> bool:
 def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.Generator | None = None) -> nn.Module:
     """A network for [N, 1, 28, 28] float32 in [0, 1] that gives logits [N, 10], initialised from `generator`.
 
-    Raises ConfigError on an unknown name or option, and on a layer that `initialize` does not know.
+    Raises ConfigError on an unknown name, option or value of one, and on a layer that `initialize` does not know.
     """
     if name not in NETWORKS:
         raise ConfigError(f"network: unknown network {name!r}; allowed are {', '.join(NETWORKS)}")
@@ -98,6 +98,9 @@ def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.
         raise ConfigError(
             f"network {name}: unknown option {', '.join(unknown)}; allowed are {', '.join(allowed)}, init"
         )
+    for key, parameter in inspect.signature(NETWORKS[name]).parameters.items():
+        if parameter.annotation is bool and not isinstance(options.get(key, False), bool):
+            raise ConfigError(f"{key}: {options[key]!r} given; true or false is allowed")
     with torch.device("meta"):
         model = NETWORKS[name](**options)
     model = model.to_empty(device="cpu")
