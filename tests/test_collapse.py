@@ -479,6 +479,7 @@ def test_a_small_output_that_gradients_miss_is_found_beside_large_ones():
 
 CANCELLING = {
     "to_0": lambda net, x: net.a(x) - net.b(x),
+    "by_chance": lambda net, x: 3 * net.a(x) - net.a(x) - net.a(x) - net.a(x),
     "to_a_small_part": lambda net, x: (1e9 * x + net.a(x)) - 1e9 * x,
     "a_large_bias": lambda net, x: (net.a(x) + 1e9) - 1e9,
     "sizes": lambda net, x: net.a(x) * torch.logspace(-15, 15, 4).to(x) + torch.logspace(15, -15, 4).to(x),
@@ -841,11 +842,20 @@ def test_raw_pixels_need_a_mean_for_each_channel():
         fold_preprocessing(collapsed, mean=[0.1, 0.2])
 
 
-@pytest.mark.parametrize("values", [{"std": 0.0}, {"std": [0.5, -0.5, 0.5]}, {"std": math.nan}, {"mean": math.inf}])
+@pytest.mark.parametrize(
+    "values", [{"std": 0.0}, {"std": [0.5, -0.5, 0.5]}, {"std": math.nan}, {"mean": math.inf}, {"scale": math.nan}]
+)
 def test_raw_pixels_need_finite_numbers(values):
     collapsed, _ = collapse(nn.Conv2d(3, 4, 3).eval(), (3, 8, 8))
     with pytest.raises(ConfigError, match="given; finite numbers are allowed, std above 0"):
         fold_preprocessing(collapsed, **values)
+
+
+def test_raw_pixels_need_a_collapsed_network_and_weights_that_fit():
+    with pytest.raises(ModuleError, match="Linear given; a Collapsed is allowed"):
+        fold_preprocessing(nn.Linear(4, 3))
+    with pytest.raises(WeightsError, match=r"torch\.float32 does not hold; give a scale"):
+        fold_preprocessing(collapse(nn.Linear(4, 3), (4,))[0], scale=1e300)
 
 
 CHAINS = {
@@ -906,11 +916,17 @@ def test_a_layer_that_is_there_twice_is_folded_twice():
         (nn.Conv2d(1, 1, 3, padding="same"), "network: padding='same'"),
         (nn.ConvTranspose2d(1, 1, 3), "ConvTranspose2d is no convolution"),
         (nn.Sequential(nn.BatchNorm2d(1)), "no convolution in the chain"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv1d(1, 1, 3)), "1: Conv1d and Conv2d in one chain"),
     ],
 )
 def test_chain_that_is_no_convolution(chain, part):
     with pytest.raises(NotConvolutionError, match=part):
         collapse_convolution(chain.eval())
+
+
+def test_a_list_of_layers_is_no_chain():
+    with pytest.raises(ModuleError, match="list given"):
+        collapse_convolution([nn.Conv2d(1, 1, 3)])
 
 
 def test_chain_in_training_mode():

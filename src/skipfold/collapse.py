@@ -47,7 +47,10 @@ RESIDUAL_TOLERANCE = 1e-8
 ROUNDING = 2.0**-19
 """What float64 may lose of what float32 does: the ratio of their roundings, 2^-29, with room for how they fall."""
 
-NO_OPERATOR = "no operator shows it, the residual does; do samples of a batch influence each other?"
+NO_OPERATOR = (
+    "no operator shows it, the residual does; do samples of a batch influence each other, or large parts cancel so "
+    "that an output is mostly rounding?"
+)
 
 MAX_BYTES = 4 * 2**30
 """Memory that `collapse` may take beside the module itself, unless the caller sets it: 4 GiB."""
@@ -161,10 +164,7 @@ def collapse(
             raise NotAffineError(f"not affine (residual {residual:.1e}): {NO_OPERATOR}")
         weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
-        if not all(parameter.isfinite().all() for parameter in result.parameters()):
-            raise WeightsError(
-                f"the one layer has weights that {dtype} does not hold; call .float() on the module first"
-            )
+        _check_held(result, "call .float() on the module first")
         error, own_error = _errors_in_dtype(own, result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
@@ -214,18 +214,35 @@ def fold_preprocessing(
     """A collapsed network that takes raw pixels: A ((scale x - mean) / std) + b as one layer of x.
 
     `mean` and `std` are numbers, or one number for each channel (first axis of a sample). Raises InputShapeError where
-    their count is not that of the channels, ConfigError where they are not finite, or a `std` is not above 0.
+    their count is not that of the channels, ConfigError where they or `scale` are not finite or a `std` is not above 0,
+    ModuleError on what is no Collapsed, WeightsError where its dtype does not hold the weights.
     """
+    check_collapsed(collapsed)
     weight, bias = collapsed.linear.weight.detach().double(), collapsed.linear.bias.detach().double()
     channels = collapsed.input_shape[0]
     mean, std = (_per_channel(values, channels).to(weight) for values in (mean, std))
-    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-        raise ConfigError(f"mean {mean.tolist()}, std {std.tolist()} given; finite numbers are allowed, std above 0")
+    if not (math.isfinite(scale) and mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ConfigError(
+            f"scale {scale}, mean {mean.tolist()}, std {std.tolist()} given; finite numbers are allowed, std above 0"
+        )
     by_channel = weight.reshape(len(weight), channels, -1) / std[:, None]
     bias = bias - (by_channel * mean[:, None]).sum((1, 2))
     dtype = collapsed.linear.weight.dtype
     weight = (by_channel * scale).flatten(1)
-    return Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
+    result = Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
+    _check_held(result, "give a scale and std of usual size")
+    return result
+
+
+def check_collapsed(module: object) -> None:
+    """Raises ModuleError unless `module` is a Collapsed."""
+    if not isinstance(module, Collapsed):
+        raise ModuleError(f"{type(module).__name__} given; a Collapsed is allowed, as collapse gives it")
+
+
+def _check_held(result: Collapsed, advice: str) -> None:
+    if not all(parameter.isfinite().all() for parameter in result.parameters()):
+        raise WeightsError(f"the one layer has weights that {result.linear.weight.dtype} does not hold; {advice}")
 
 
 class _Reference:
@@ -282,7 +299,7 @@ class _Reference:
         scale = size * away.amax(0).clamp_min(torch.finfo(away.dtype).tiny)
         found = _largest(differences.abs() / scale)
         if found > RESIDUAL_TOLERANCE / 100:
-            found = _largest(differences.abs() / (scale + self._rounding(points, outputs) / RESIDUAL_TOLERANCE))
+            found = _largest(differences.abs() / (scale + self._rounding(points) / RESIDUAL_TOLERANCE))
         return found
 
     def rows(self) -> torch.Tensor | None:
@@ -327,9 +344,12 @@ class _Reference:
         size = _size(a)
         return self.relative(bent, torch.minimum(size, size.roll(1, dims=0)), points, outputs), f_a
 
-    def _rounding(self, points: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    def _rounding(self, points: torch.Tensor) -> torch.Tensor:
         """What float64 may round off each output, by what float32 does, where the module runs in that."""
-        module, rounded = copied(self.module, torch.float32), torch.finfo(torch.float32).eps * outputs.abs()
+        # At more points than these few, since roundings can be 0 by chance.
+        points = torch.cat([points * part for part in (1, 0.9, 0.8, 0.7)])
+        outputs, module = self(points), copied(self.module, torch.float32)
+        rounded = torch.finfo(torch.float32).eps * outputs.abs()
         with torch.no_grad(), contextlib.suppress(InputShapeError):
             parts = points.float().split(self.chunk)
             found = torch.cat([_outputs(module, part, self.output_shape) for part in parts])
@@ -374,7 +394,7 @@ def _affine_map(
             return weight, bias, error
     raise NotAffineError(
         f"the collapsed layer differs from the module by {error:.1e}: the samples of a batch influence each other, "
-        "or the module gives another output each time"
+        "the module gives another output each time, or large parts cancel so that an output is mostly rounding"
     )
 
 
@@ -442,20 +462,23 @@ def _takes_whole_numbers(module: nn.Module, example: object, device: torch.devic
 def _check_output(output: object) -> None:
     """Raises InputShapeError unless `output`, that of one sample, is one tensor [1, ...] that is not empty."""
     if not isinstance(output, torch.Tensor) or output.shape[:1] != (1,) or not output.numel():
-        given = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputShapeError(
-            f"the module gives {given} for one sample; one tensor [N, ...] that is not empty is allowed, so wrap the "
-            "module"
+            f"the module gives {_told(output)} for one sample; one tensor [N, ...] that is not empty is allowed, so "
+            "wrap the module"
         )
+
+
+def _told(output: object) -> str:
+    return f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
 
 
 def _outputs(module: nn.Module, x: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Float64 outputs [N, outputs] of `module`, which gives `shape` for one sample; raises InputShapeError."""
     with input_errors(x):
         y = module(x.clone())
-    if y.shape != (len(x), *shape):
+    if not isinstance(y, torch.Tensor) or y.shape != (len(x), *shape):
         raise InputShapeError(
-            f"the module gives shape {list(y.shape)} for {len(x)} samples, {[1, *shape]} for one; [N, ...] is allowed, "
+            f"the module gives {_told(y)} for {len(x)} samples, {[1, *shape]} for one; [N, ...] is allowed, "
             "so wrap the module"
         )
     return _flat(y).double()
