@@ -446,9 +446,54 @@ def test_the_residual_or_the_structure_refuses_what_bends(function):
 
 
 def test_what_bends_outside_of_0_to_1_only_is_refused():
-    model = Calls(lambda net, x: torch.special.entr(net.a(x).abs()).real, a=nn.Linear(2, 2))
+    model = Calls(lambda net, x: net.a(x + torch.heaviside(-x, x.new_zeros(()))), a=nn.Linear(2, 2))
     with pytest.raises(NotAffineError, match="residual"):
         collapse(model.eval(), (2,), accept_unknown=True)
+
+
+HIDING = {
+    "large_outputs": (lambda net, x: torch.cat([1e9 * net.a(x), torch.sinc(net.b(x))], 1), "the residual does"),
+    "large_constant": (lambda net, x: torch.cat([torch.sinc(net.a(x)), 0 * x[:, :1] + 1.7e9], 1), "the residual does"),
+    "whole_batch": (lambda net, x: net.a(x / 255 if x.detach().numpy().max() > 128 else x), "the residual does"),
+    "squeezed_batch": (
+        lambda net, x: net.a(x[:, None].squeeze())[..., :1],
+        r"shape \[8, 1\] for 8 samples, \[1\] for one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_what_hides_from_one_number_or_one_batch_is_refused(name):
+    function, part = HIDING[name]
+    with pytest.raises((NotAffineError, InputShapeError), match=part):
+        collapse(Calls(function, a=nn.Linear(4, 3), b=nn.Linear(4, 3)).eval(), (4,), accept_unknown=True)
+
+
+def test_a_small_output_that_gradients_miss_is_found_beside_large_ones():
+    model = Calls(
+        lambda net, x: torch.cat([1e9 * net.a(x), net.b(x.detach())], 1), a=nn.Linear(8, 3), b=nn.Linear(8, 3)
+    )
+    layer, _ = collapse(model.double().eval(), (8,))
+    torch.testing.assert_close(layer.linear.weight[3:], model.b.weight, rtol=0, atol=1e-14)
+
+
+CANCELLING = {
+    "to_0": lambda net, x: net.a(x) - net.b(x),
+    "by_chance": lambda net, x: 3 * net.a(x) - net.a(x) - net.a(x) - net.a(x),
+    "to_a_small_part": lambda net, x: (1e9 * x + net.a(x)) - 1e9 * x,
+    "a_large_bias": lambda net, x: (net.a(x) + 1e9) - 1e9,
+    "sizes": lambda net, x: net.a(x) * torch.logspace(-15, 15, 4).to(x) + torch.logspace(15, -15, 4).to(x),
+}
+
+
+@pytest.mark.parametrize("name", CANCELLING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_that_rounding_is_the_most_of_are_no_reason_to_refuse(name, dtype):
+    torch.manual_seed(0)
+    model = Calls(CANCELLING[name], a=nn.Linear(4, 4), b=nn.Linear(4, 4, bias=False)).double()
+    model.b.weight.data = (model.a.weight / 3).detach() * 3
+    nn.init.zeros_(model.a.bias)
+    assert collapse(model.to(dtype).eval(), (4,))[1].affine
 
 
 def test_a_division_that_rounds_is_refused_by_name():
@@ -466,8 +511,11 @@ def test_a_division_that_rounds_is_refused_by_name():
     ids=["branch", "sum"],
 )
 def test_what_bends_out_of_torch_s_sight_and_below_0_only_is_refused(function):
+    model = Calls(function, a=nn.Linear(3, 2)).eval()
+    with pytest.raises(NotAffineError, match=r"network: Tensor\.numpy reads values of the input"):
+        collapse(model, (3,))
     with pytest.raises(NotAffineError, match="no operator shows it, the residual does"):
-        collapse(Calls(function, a=nn.Linear(3, 2)).eval(), (3,))
+        collapse(model, (3,), accept_unknown=True)
 
 
 def test_a_map_whose_gradients_cannot_be_had_in_chunks_is_found_by_its_columns():
@@ -487,6 +535,42 @@ def test_values_that_leave_torch_are_unknown():
     model = Calls(lambda net, x: torch.from_numpy(net.a(x).numpy() * 2), a=nn.Linear(2, 2)).eval()
     with pytest.raises(NotAffineError, match="does not depend on the input by any operator"):
         collapse(model, (2,))
+
+
+UNFIT = {
+    "batch_of_1": (lambda net, x: net.a(x.view(1, -1)), InputShapeError, "does not take an input of shape"),
+    "one_for_all": (
+        lambda net, x: net.a(x).mean(0, keepdim=True),
+        InputShapeError,
+        r"gives shape \[1, 3\] for 8 samples",
+    ),
+    "whole_numbers": (
+        lambda net, x: net.a(x).long(),
+        NotAffineError,
+        r"rounds to torch\.int64; the output is torch\.int64",
+    ),
+    "choice": (lambda net, x: net.a(x).argmax(1), NotAffineError, r"aten\.argmax is not affine"),
+    "complex": (lambda net, x: torch.fft.rfft(net.a(x)), NotAffineError, r"the output is torch\.complex128"),
+    "nothing": (lambda net, x: net.a(x)[:, :0], InputShapeError, r"gives shape \[1, 0\] for one sample"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_modules_without_a_real_output_for_each_sample_are_told(name):
+    function, error, part = UNFIT[name]
+    with pytest.raises(error, match=part):
+        collapse(Calls(function, a=nn.Linear(4, 3)).eval(), (4,), accept_unknown=True)
+
+
+def test_a_sample_that_is_taken_as_a_batch_is_told():
+    with pytest.raises(InputShapeError, match=r"does not take an input of shape \[8, 8, 8\]"):
+        collapse(nn.Conv2d(1, 1, 3, padding=1), (8, 8))
+
+
+@pytest.mark.parametrize("given", [{"probes": 0}, {"input_shape": (3,)}, {"input_shape": ()}])
+def test_an_affine_residual_of_nothing_is_refused(given):
+    with pytest.raises((ConfigError, InputShapeError)):
+        affine_residual(nn.Linear(2, 2), **{"input_shape": (2,)} | given)
 
 
 # The module is left as it was; the result stands on its own.
@@ -521,6 +605,19 @@ def test_buffers_that_count_calls_are_left_untouched():
     model.register_buffer("calls", torch.tensor(0))
     collapse(model, (3,))
     assert int(model.calls) == 0 and not hasattr(model, "last")
+
+
+class Renormed(nn.Linear):
+    def forward(self, x):
+        self.weight.data.copy_(torch.renorm(self.weight.data, 2, 0, 0.1))
+        return super().forward(x)
+
+
+def test_weights_that_a_forward_writes_to_are_left_untouched():
+    model = Renormed(4, 3).eval()
+    held = model.weight.detach().clone()
+    layer, _ = collapse(model, (4,))
+    assert torch.equal(model.weight, held) and float(layer.linear.weight.detach().norm(dim=1).max()) < 0.11
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -618,6 +715,26 @@ def test_bad_inputs_are_told():
             collapse(model, shape)
 
 
+def test_whole_numbers_as_input_are_no_reals():
+    tokens = torch.randint(0, 9, (2, 5))
+    model = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(15, 2))
+    with pytest.raises(NotAffineError, match=r"takes torch\.int64 inputs and no torch\.float32"):
+        collapse(model, tokens)
+    with pytest.raises(InputShapeError, match="does not take an input of shape"):
+        collapse(nn.Linear(4, 2), tokens)
+    assert collapse(nn.Linear(5, 2), tokens)[0].input_shape == (5,)
+
+
+@pytest.mark.parametrize("max_bytes", ["4GiB", -1, 1e9])
+def test_a_bound_that_is_no_number_of_bytes_is_refused(max_bytes):
+    with pytest.raises(ConfigError, match=f"max_bytes: {max_bytes!r} given"):
+        collapse(nn.Linear(4, 2), (4,), max_bytes=max_bytes)
+
+
+def test_a_bound_beyond_all_memory_bounds_nothing():
+    assert collapse(nn.Linear(4, 2), (4,), max_bytes=2**120)[1].affine
+
+
 def test_several_outputs_are_told():
     with pytest.raises(InputShapeError, match="gives tuple for one sample"):
         collapse(Calls(lambda net, x: (net.a(x), x), a=nn.Linear(2, 2)).eval(), (2,))
@@ -646,6 +763,10 @@ def test_weights_that_are_not_real():
     whole.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int64), requires_grad=False)
     with pytest.raises(WeightsError, match=r"weight: torch\.int64"):
         collapse(whole, (2,))
+    sparse = nn.Linear(2, 2)
+    sparse.register_buffer("mask", torch.eye(2).to_sparse())
+    with pytest.raises(WeightsError, match=r"mask: torch\.sparse_coo weights given; dense ones are allowed"):
+        collapse(sparse, (2,))
     with pytest.raises(WeightsError, match="run the module once"):
         collapse(nn.LazyLinear(2), (2,))
 
@@ -721,11 +842,20 @@ def test_raw_pixels_need_a_mean_for_each_channel():
         fold_preprocessing(collapsed, mean=[0.1, 0.2])
 
 
-@pytest.mark.parametrize("values", [{"std": 0.0}, {"std": [0.5, -0.5, 0.5]}, {"std": math.nan}, {"mean": math.inf}])
+@pytest.mark.parametrize(
+    "values", [{"std": 0.0}, {"std": [0.5, -0.5, 0.5]}, {"std": math.nan}, {"mean": math.inf}, {"scale": math.nan}]
+)
 def test_raw_pixels_need_finite_numbers(values):
     collapsed, _ = collapse(nn.Conv2d(3, 4, 3).eval(), (3, 8, 8))
     with pytest.raises(ConfigError, match="given; finite numbers are allowed, std above 0"):
         fold_preprocessing(collapsed, **values)
+
+
+def test_raw_pixels_need_a_collapsed_network_and_weights_that_fit():
+    with pytest.raises(ModuleError, match="Linear given; a Collapsed is allowed"):
+        fold_preprocessing(nn.Linear(4, 3))
+    with pytest.raises(WeightsError, match=r"torch\.float32 does not hold; give a scale"):
+        fold_preprocessing(collapse(nn.Linear(4, 3), (4,))[0], scale=1e300)
 
 
 CHAINS = {
@@ -786,11 +916,17 @@ def test_a_layer_that_is_there_twice_is_folded_twice():
         (nn.Conv2d(1, 1, 3, padding="same"), "network: padding='same'"),
         (nn.ConvTranspose2d(1, 1, 3), "ConvTranspose2d is no convolution"),
         (nn.Sequential(nn.BatchNorm2d(1)), "no convolution in the chain"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv1d(1, 1, 3)), "1: Conv1d and Conv2d in one chain"),
     ],
 )
 def test_chain_that_is_no_convolution(chain, part):
     with pytest.raises(NotConvolutionError, match=part):
         collapse_convolution(chain.eval())
+
+
+def test_a_list_of_layers_is_no_chain():
+    with pytest.raises(ModuleError, match="list given"):
+        collapse_convolution([nn.Conv2d(1, 1, 3)])
 
 
 def test_chain_in_training_mode():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipfold.collapse import Collapsed, fold_preprocessing
-from skipfold.errors import InputShapeError, WeightsError
+from skipfold.errors import InputShapeError, ModuleError, WeightsError
 from skipfold.pixels import MAX_OUTPUTS, PixelLayer, split
 
 CPU = torch.device("cpu")
@@ -103,6 +103,8 @@ def test_without_cuda_the_layer_is_the_collapsed_network():
 
 
 def test_what_the_kernel_cannot_hold_is_refused():
+    with pytest.raises(ModuleError, match="Linear given; a Collapsed is allowed"):
+        PixelLayer(torch.nn.Linear(4, 3))
     with pytest.raises(WeightsError, match=r"torch\.float64 given; float32 is allowed"):
         PixelLayer(collapsed().double())
     with pytest.raises(WeightsError, match=f"257 outputs given; at most {MAX_OUTPUTS}"):

@@ -2,6 +2,8 @@
 
 import math
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,69 @@ def test_a_network_that_says_float32_is_certified_in_float64(name):
     torch.testing.assert_close(plain(x), homotopy(x))
     torch.testing.assert_close(folded(x), homotopy(x))
     assert model.kernel.dtype == layer(x).dtype == plain(x).dtype == folded(x).dtype == torch.float32
+
+
+SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).expand(1, 1, 3, 3)
+
+
+@functools.lru_cache
+def cached_ramp(size):
+    return torch.linspace(0, 1, size)
+
+
+@functools.lru_cache
+def cached_for(many):
+    return torch.ones(3)
+
+
+class Outside(nn.Module):
+    """Reads float32 tensors of which a copy of it has no other."""
+
+    def __init__(self, ramp):
+        super().__init__()
+        self.linear, self.ramp = nn.Linear(9, 3), ramp
+        self.kernels = {"first": [torch.rand(1, 1, 3, 3)]}
+
+    def forward(self, x):
+        x = nn.functional.conv2d(nn.functional.conv2d(x, SOBEL), self.kernels["first"][0])
+        return torch.nn.functional.linear(self.linear(x.flatten(1)), torch.diag(self.ramp(x)))
+
+
+def test_float32_tensors_that_the_module_does_not_own_are_read_in_float64():
+    model, x = Outside(lambda x: cached_ramp(3)), torch.rand(2, 1, 7, 7)
+    layer, certificate = collapse(model, (1, 7, 7))
+    assert certificate.max_error < 1e-12 and certificate.structure == "affine"
+    torch.testing.assert_close(layer(x), model(x))
+    assert model.kernels["first"][0].dtype == cached_ramp(3).dtype == torch.float32
+
+
+def test_a_cache_that_float64_runs_spoil_is_told():
+    with pytest.raises(ModuleError, match=r"after float64 runs of a copy the module fails in torch\.float32 .*cache"):
+        collapse(Outside(lambda x: cached_for(len(x) > 1)), (1, 7, 7))
+
+
+def test_a_write_into_a_float32_tensor_outside_is_rounding():
+    held = torch.zeros(1, 2)
+    model = nn.Sequential(nn.Linear(2, 2), Writes(held))
+    with pytest.raises(NotAffineError, match=r"1: aten\.copy rounds to torch\.float32"):
+        collapse(model, (2,))
+
+
+class Writes(nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.held = lambda: held
+
+    def forward(self, x):
+        return self.held().copy_(x) + x
+
+
+def test_a_data_parallel_wrapper_is_refused():
+    wrapper = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = nn.Linear(2, 2)
+    with pytest.raises(ModuleError, match=r"a DistributedDataParallel given; give the \.module"):
+        collapse(wrapper, (2,))
 
 
 def test_a_weight_that_another_module_holds_as_well_stays_a_weight():

@@ -9,7 +9,7 @@ from torch import nn
 
 from skipfold.collapse import MAX_BYTES, Certificate, collapse
 from skipfold.errors import NotConvolutionError
-from skipfold.subject import certifying
+from skipfold.subject import certifying, check_module
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POINTWISE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
@@ -31,6 +31,7 @@ def collapse_convolution(chain: nn.Module, *, max_bytes: int = MAX_BYTES) -> tup
     Raises NotConvolutionError, naming the layer, where the chain is no convolution (`collapse` works there, for one
     input size), and what `collapse` raises.
     """
+    check_module(chain)
     unpadded = copy.deepcopy(chain)
     convolutions = [layer for path, layer in _checked(unpadded) if isinstance(layer, CONVOLUTIONS)]
     first = convolutions[0]
@@ -60,6 +61,10 @@ def _checked(chain: nn.Module) -> list[tuple[str, nn.Module]]:
                 f"{path or 'network'}: {type(layer).__name__} is no convolution; use collapse, for one input size"
             )
         if isinstance(layer, CONVOLUTIONS):
+            kinds = {type(each) for _, each in layers if isinstance(each, CONVOLUTIONS)} | {type(layer)}
+            if len(kinds) > 1:
+                names = " and ".join(sorted(kind.__name__ for kind in kinds))
+                raise NotConvolutionError(f"{path}: {names} in one chain given; one kind is allowed")
             _check_padding(path or "network", layer, first=not layers)
         if not isinstance(layer, nn.modules.dropout._DropoutNd | nn.Identity):
             layers.append((path, layer))

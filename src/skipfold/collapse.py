@@ -5,10 +5,12 @@ affine map is the same everywhere. `structure` decides by operators whether a ne
 numbers; both have to agree.
 """
 
+import contextlib
+import copy
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from skipfold.errors import (
     ExactnessError,
     InputShapeError,
     MemoryBoundError,
+    ModuleError,
     NotAffineError,
     TrainingModeError,
     WeightsError,
@@ -26,15 +29,35 @@ from skipfold.errors import (
 )
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
-from skipfold.subject import Shape, certifying, copied, dtype_and_device, in_float64, input_errors, sample_shape
+from skipfold.subject import (
+    Shape,
+    certifying,
+    copied,
+    dtype_and_device,
+    first_line,
+    in_float64,
+    input_errors,
+    sample_shape,
+)
 
 RESIDUAL_TOLERANCE = 1e-8
-"""Largest affine residual, and largest relative error of a collapse, in float64, of a network that counts as affine."""
+"""Largest affine residual, and largest relative error of a collapse, of each output of a network that counts as affine.
+"""
 
-NO_OPERATOR = "no operator shows it, the residual does; do samples of a batch influence each other?"
+ROUNDING = 2.0**-19
+"""What float64 may lose of what float32 does: the ratio of their roundings, 2^-29, with room for how they fall."""
+
+NO_OPERATOR = (
+    "no operator shows it, the residual does; do samples of a batch influence each other, or large parts cancel so "
+    "that an output is mostly rounding?"
+)
 
 MAX_BYTES = 4 * 2**30
 """Memory that `collapse` may take beside the module itself, unless the caller sets it: 4 GiB."""
+
+
+MAX_CHUNK = 2**31
+"""Samples in one run, whatever the memory: torch takes no sizes of more than 63 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +65,8 @@ class Certificate:
     """How well a collapsed layer stands for its network; errors are maxima over `probes` random inputs in [0, 1].
 
     `structure` is "affine", or names the operators that only the residual vouches for. `residual` is
-    ||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64. `max_error` is the largest difference of outputs between the
+    |f(a+b) - f(a) - f(b) + f(0)| in float64, the largest over all outputs, each relative to how far an input of the
+    size of the smaller of a and b takes it from f(0). `max_error` is the largest difference of outputs between the
     network and its collapse, both in float64; `max_error_float32` the same with both in the network's own `dtype`;
     `module_error_float32` the network's own rounding, `dtype` against float64. `exact` is true where equality was
     proved in rational arithmetic, and `exact_rounding` is then the largest difference of the float64 weights from the
@@ -121,26 +145,27 @@ def collapse(
     BatchNorm or Dropout is in training mode). Operators unknown to the structural check count as offending unless
     `accept_unknown`; then the residual decides, and the certificate names them. Raises ModuleError, WeightsError,
     InputShapeError and MemoryBoundError on what cannot be collapsed, ExactnessError where `exact` cannot be had,
-    ConfigError on fewer than 1 of `probes`.
+    ConfigError on fewer than 1 of `probes` and on `max_bytes` that are no whole number.
     """
     start = time.perf_counter()
     shape = sample_shape(example)
     dtype, device = dtype_and_device(module, example)
     check_count(probes, "probes")
+    check_count(max_bytes, "max_bytes", 0)
     if exact and not isinstance(module, SkipCNN):
         raise ExactnessError(f"exact=True is for a SkipCNN, {type(module).__name__} given; use exact=False")
     with certifying(device):
+        own = _own(module, example, shape, dtype, device)
         reference = _Reference(module, shape, dtype, device, max_bytes)
-        residual, points, outputs = reference.probe(probes)
+        _refuse(module, reference.structure, accept_unknown)
+        residual, outputs, points = reference.probe(probes)
         residual = max(residual, reference.wide_residual())
-        _refuse(module, reference.structure, residual, accept_unknown)
+        if not residual <= RESIDUAL_TOLERANCE:
+            raise NotAffineError(f"not affine (residual {residual:.1e}): {NO_OPERATOR}")
         weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
-        if not all(parameter.isfinite().all() for parameter in result.parameters()):
-            raise WeightsError(
-                f"the one layer has weights that {dtype} does not hold; call .float() on the module first"
-            )
-        error, own_error = _errors_in_dtype(copied(module), result, points.split(reference.chunk), outputs, dtype)
+        _check_held(result, "call .float() on the module first")
+        error, own_error = _errors_in_dtype(own, result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
         affine=True,
@@ -159,14 +184,25 @@ def collapse(
 
 
 def affine_residual(module: nn.Module, input_shape: Shape, probes: int = 16) -> float:
-    """||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| in float64, the largest over `probes` pairs in [0, 1]."""
-    reference = copied(module, torch.float64)
+    """||f(a+b) - f(a) - f(b) + f(0)|| / ||f(a)|| over all outputs in float64, the largest of `probes` pairs in [0, 1].
+
+    `input_shape` is that of one sample. Raises ModuleError, WeightsError and InputShapeError as `collapse` does, and
+    ConfigError on fewer than 1 of `probes`.
+    """
+    shape = sample_shape(input_shape)
     dtype, device = dtype_and_device(module, input_shape)
+    check_count(probes, "probes")
+    reference = copied(module, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.rand(2, probes, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    a, b = torch.rand(2, probes, *shape, generator=generator, dtype=torch.float64).to(device)
     with certifying(device), torch.no_grad(), in_float64(dtype):
-        f_a, f_b, f_sum, f_0 = (reference(x) for x in (a, b, a + b, torch.zeros_like(a)))
-    return _residual(f_a, f_b, f_sum, f_0)
+        zero = torch.zeros_like(a[:1])
+        with input_errors(zero):
+            output = reference(zero.clone())
+        _check_output(output)
+        f_a, f_b, f_sum, f_0 = (_outputs(reference, x, output.shape[1:]) for x in (a, b, a + b, zero))
+    bent, size = (outputs.norm(dim=1) for outputs in (f_sum - f_a - f_b + f_0, f_a))
+    return _largest(bent / size.clamp_min(torch.finfo(size.dtype).tiny))
 
 
 def fold_preprocessing(
@@ -178,18 +214,35 @@ def fold_preprocessing(
     """A collapsed network that takes raw pixels: A ((scale x - mean) / std) + b as one layer of x.
 
     `mean` and `std` are numbers, or one number for each channel (first axis of a sample). Raises InputShapeError where
-    their count is not that of the channels, ConfigError where they are not finite, or a `std` is not above 0.
+    their count is not that of the channels, ConfigError where they or `scale` are not finite or a `std` is not above 0,
+    ModuleError on what is no Collapsed, WeightsError where its dtype does not hold the weights.
     """
+    check_collapsed(collapsed)
     weight, bias = collapsed.linear.weight.detach().double(), collapsed.linear.bias.detach().double()
     channels = collapsed.input_shape[0]
     mean, std = (_per_channel(values, channels).to(weight) for values in (mean, std))
-    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-        raise ConfigError(f"mean {mean.tolist()}, std {std.tolist()} given; finite numbers are allowed, std above 0")
+    if not (math.isfinite(scale) and mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ConfigError(
+            f"scale {scale}, mean {mean.tolist()}, std {std.tolist()} given; finite numbers are allowed, std above 0"
+        )
     by_channel = weight.reshape(len(weight), channels, -1) / std[:, None]
     bias = bias - (by_channel * mean[:, None]).sum((1, 2))
     dtype = collapsed.linear.weight.dtype
     weight = (by_channel * scale).flatten(1)
-    return Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
+    result = Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
+    _check_held(result, "give a scale and std of usual size")
+    return result
+
+
+def check_collapsed(module: object) -> None:
+    """Raises ModuleError unless `module` is a Collapsed."""
+    if not isinstance(module, Collapsed):
+        raise ModuleError(f"{type(module).__name__} given; a Collapsed is allowed, as collapse gives it")
+
+
+def _check_held(result: Collapsed, advice: str) -> None:
+    if not all(parameter.isfinite().all() for parameter in result.parameters()):
+        raise WeightsError(f"the one layer has weights that {result.linear.weight.dtype} does not hold; {advice}")
 
 
 class _Reference:
@@ -204,39 +257,56 @@ class _Reference:
         self.f_0, self.structure = self._watched()
         self.output_shape = tuple(self.f_0.shape[1:])
         self.outputs = self.f_0.numel()
-        # The result in float64, its rearrangement or cast, and the copies that the certificate evaluates.
-        self.fixed = self.weights + 3 * 8 * self.inputs * self.outputs
+        # Copies of the weights in float64, float32 and as they are; the result in float64, its rearrangement or cast,
+        # and the copies that the certificate evaluates.
+        self.fixed = 5 * self.weights // 2 + 3 * 8 * self.inputs * self.outputs
         # Twice, since gradients are as large as the activations they belong to.
         self.sample = 2 * (self.structure.bytes + self.structure.workspace + 8 * (self.inputs + self.outputs))
         self._check(
             self.fixed + self.sample, f"a layer of {self.inputs} inputs and {self.outputs} outputs, and one sample"
         )
-        self.chunk = max(1, (max_bytes - self.fixed) // self.sample)
+        self.chunk = max(1, min((max_bytes - self.fixed) // self.sample, MAX_CHUNK))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs [N, outputs] of inputs [N, *shape]."""
         with torch.no_grad(), in_float64(self.dtype):
-            return torch.cat([_flat(self.module(part.clone())) for part in x.split(self.chunk)])
+            return torch.cat([_outputs(self.module, part, self.output_shape) for part in x.split(self.chunk)])
 
     def probe(self, probes: int) -> tuple[float, torch.Tensor, torch.Tensor]:
-        """The residual, and `probes` points in [0, 1] with their outputs; each point is paired with the next."""
-        a = self._random(probes, seed=0)
-        b = a.roll(1, dims=0)
-        f_a, f_sum = self(torch.cat([a, a + b])).chunk(2)
-        return _residual(f_a, f_a.roll(1, dims=0), f_sum, _flat(self.f_0)), a, f_a
+        """The residual at `probes` points in [0, 1], their outputs, and the points."""
+        points = self._random(probes, seed=0)
+        return *self._residual(points, self), points
 
     def wide_residual(self) -> float:
-        """The residual at points of both signs, up to 1000 in size: what bends, bends somewhere."""
+        """The residual at points of both signs, up to 1000 in size: what bends, bends somewhere.
+
+        The points of a pair are of different sizes and each runs alone, so that a branch on a whole batch shows.
+        """
         sizes = torch.tensor([1.0, 30.0, 1000.0], dtype=torch.float64, device=self.device)
-        sizes = sizes.reshape(-1, *[1] * len(self.shape))
-        a, b = (sizes * (2 * self._random(3, seed) - 1) for seed in (1, 2))
-        return _residual(*self(torch.cat([a, b, a + b])).chunk(3), _flat(self.f_0))
+        points = sizes.reshape(-1, *[1] * len(self.shape)) * (2 * self._random(3, seed=1) - 1)
+        return self._residual(points, lambda x: torch.cat([self(each) for each in x.split(1)]))[0]
+
+    def relative(
+        self, differences: torch.Tensor, size: float | torch.Tensor, points: torch.Tensor, outputs: torch.Tensor
+    ) -> float:
+        """The largest of `differences` [N, outputs], each relative to how far an input of `size` takes that output.
+
+        How far is told by `points` and their `outputs`. f(0) does not count, nor do other outputs: they may be large
+        enough to hide anything. Where that tells too little, what float64 rounds off counts as well: where large parts
+        cancel inside of the module, it is of their size.
+        """
+        away = (outputs - _flat(self.f_0)).abs() / _size(points)
+        scale = size * away.amax(0).clamp_min(torch.finfo(away.dtype).tiny)
+        found = _largest(differences.abs() / scale)
+        if found > RESIDUAL_TOLERANCE / 100:
+            found = _largest(differences.abs() / (scale + self._rounding(points) / RESIDUAL_TOLERANCE))
+        return found
 
     def rows(self) -> torch.Tensor | None:
         """The Jacobian by gradients, one chunk of outputs at a time; None where the module lets none through."""
         x = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device, requires_grad=True)
         with torch.enable_grad(), in_float64(self.dtype):
-            y = self.module(x.clone()).flatten()
+            y = _outputs(self.module, x, self.output_shape)[0]
         if not y.requires_grad:
             return None
         rows = torch.empty(self.outputs, self.inputs, dtype=torch.float64, device=self.device)
@@ -265,6 +335,27 @@ class _Reference:
             rows[:, start : start + size] = (self(unit.reshape(size, *self.shape)) - _flat(self.f_0)).T
         return rows
 
+    def _residual(self, a: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, torch.Tensor]:
+        """The residual at the points `a`, each paired with the next, by `run`; and their outputs."""
+        points = torch.cat([a, a + a.roll(1, dims=0)])
+        outputs = run(points)
+        f_a, f_sum = outputs.chunk(2)
+        bent = f_sum - f_a - f_a.roll(1, dims=0) + _flat(self.f_0)
+        size = _size(a)
+        return self.relative(bent, torch.minimum(size, size.roll(1, dims=0)), points, outputs), f_a
+
+    def _rounding(self, points: torch.Tensor) -> torch.Tensor:
+        """What float64 may round off each output, by what float32 does, where the module runs in that."""
+        # At more points than these few, since roundings can be 0 by chance.
+        points = torch.cat([points * part for part in (1, 0.9, 0.8, 0.7)])
+        outputs, module = self(points), copied(self.module, torch.float32)
+        rounded = torch.finfo(torch.float32).eps * outputs.abs()
+        with torch.no_grad(), contextlib.suppress(InputShapeError):
+            parts = points.float().split(self.chunk)
+            found = torch.cat([_outputs(module, part, self.output_shape) for part in parts])
+            rounded = rounded.maximum((found - outputs).abs().nan_to_num(0, 0))
+        return ROUNDING * rounded.amax(0)
+
     def _random(self, count: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(count, *self.shape, generator=generator, dtype=torch.float64).to(self.device)
@@ -273,11 +364,7 @@ class _Reference:
         zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device)
         with input_errors(zero), in_float64(self.dtype):
             output, structure = watch(self.module, zero)
-        if not isinstance(output, torch.Tensor) or output.shape[:1] != (1,):
-            given = f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-            raise InputShapeError(
-                f"the module gives {given} for one sample; one tensor [N, ...] is allowed, so wrap the module"
-            )
+        _check_output(output)
         return output, structure
 
     def _check(self, needed: int, what: str) -> None:
@@ -301,16 +388,17 @@ def _affine_map(
     weight = reference.rows() if reference.outputs < reference.inputs else None
     for attempt in (weight, None):
         weight = reference.columns() if attempt is None else attempt
-        error = float((points.flatten(1) @ weight.T + bias - outputs).abs().max())
-        if error <= RESIDUAL_TOLERANCE * float(outputs.abs().max()):
+        differences = points.flatten(1) @ weight.T + bias - outputs
+        error = float(differences.abs().max())
+        if reference.relative(differences, 1.0, points, outputs) <= RESIDUAL_TOLERANCE:
             return weight, bias, error
     raise NotAffineError(
         f"the collapsed layer differs from the module by {error:.1e}: the samples of a batch influence each other, "
-        "or the module gives another output each time"
+        "the module gives another output each time, or large parts cancel so that an output is mostly rounding"
     )
 
 
-def _refuse(module: nn.Module, structure: Structure, residual: float, accept_unknown: bool) -> None:
+def _refuse(module: nn.Module, structure: Structure, accept_unknown: bool) -> None:
     training = {
         path: f"{type(child).__name__} in training mode"
         for path, child in module.named_modules()
@@ -320,10 +408,9 @@ def _refuse(module: nn.Module, structure: Structure, residual: float, accept_unk
     if not accept_unknown:
         for path, reason in structure.unknown.items():
             offenders[path] = "; ".join(filter(None, (offenders.get(path), reason)))
-    if not offenders and residual <= RESIDUAL_TOLERANCE:
+    if not offenders:
         return
-    named = ", ".join(f"{path or 'network'}: {reason}" for path, reason in offenders.items())
-    text = f"not affine (residual {residual:.1e}): {named or NO_OPERATOR}"
+    text = "not affine: " + ", ".join(f"{path or 'network'}: {reason}" for path, reason in offenders.items())
     if training:
         raise TrainingModeError(f"{text}; call .eval() on the module first", offenders)
     if structure.unknown and not accept_unknown:
@@ -338,9 +425,73 @@ def _verdict(structure: Structure) -> str:
     return f"accepted on request: {named}"
 
 
-def _residual(f_a: torch.Tensor, f_b: torch.Tensor, f_sum: torch.Tensor, f_0: torch.Tensor) -> float:
-    bent = _flat(f_sum - f_a - f_b + f_0).norm(dim=1)
-    return float((bent / _flat(f_a).norm(dim=1).clamp_min(torch.finfo(f_a.dtype).tiny)).max())
+def _own(
+    module: nn.Module, example: torch.Tensor | Sequence[int], shape: Shape, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """A copy of `module` in its own dtype, which has run once.
+
+    A whole one, since a forward may write into weights. Before any run in float64, since a forward may keep what it
+    makes in a cache that no copy is of, which then holds tensors of the module's own dtype, as it would without us.
+    """
+    own = copy.deepcopy(copied(module))
+    zero = torch.zeros(1, *shape, dtype=dtype, device=device)
+    try:
+        with torch.no_grad(), input_errors(zero):
+            own(zero)
+    except InputShapeError as error:
+        if _takes_whole_numbers(own, example, device):
+            raise NotAffineError(
+                f"not affine: the module takes {example.dtype} inputs and no {dtype}; give it without what reads whole "
+                "numbers, such as an embedding"
+            ) from error
+        raise
+    return own
+
+
+def _takes_whole_numbers(module: nn.Module, example: object, device: torch.device) -> bool:
+    if not isinstance(example, torch.Tensor) or example.is_floating_point():
+        return False
+    try:
+        with torch.no_grad(), input_errors(example):
+            module(example[:1].to(device))
+    except InputShapeError:
+        return False
+    return True
+
+
+def _check_output(output: object) -> None:
+    """Raises InputShapeError unless `output`, that of one sample, is one tensor [1, ...] that is not empty."""
+    if not isinstance(output, torch.Tensor) or output.shape[:1] != (1,) or not output.numel():
+        raise InputShapeError(
+            f"the module gives {_told(output)} for one sample; one tensor [N, ...] that is not empty is allowed, so "
+            "wrap the module"
+        )
+
+
+def _told(output: object) -> str:
+    return f"shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+
+
+def _outputs(module: nn.Module, x: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Float64 outputs [N, outputs] of `module`, which gives `shape` for one sample; raises InputShapeError."""
+    with input_errors(x):
+        y = module(x.clone())
+    if not isinstance(y, torch.Tensor) or y.shape != (len(x), *shape):
+        raise InputShapeError(
+            f"the module gives {_told(y)} for {len(x)} samples, {[1, *shape]} for one; [N, ...] is allowed, "
+            "so wrap the module"
+        )
+    return _flat(y).double()
+
+
+def _largest(ratios: torch.Tensor) -> float:
+    """Infinity where one is NaN."""
+    return float(ratios.nan_to_num(math.inf, math.inf).max())
+
+
+def _size(points: torch.Tensor) -> torch.Tensor:
+    """[N, 1], the largest absolute value of each point."""
+    return points.flatten(1).abs().amax(1, keepdim=True)
 
 
 def _flat(outputs: torch.Tensor) -> torch.Tensor:
@@ -352,11 +503,16 @@ def _errors_in_dtype(
     module: nn.Module, result: Collapsed, points: Sequence[torch.Tensor], outputs: torch.Tensor, dtype: torch.dtype
 ) -> tuple[float, float]:
     """Largest difference of `result` from `module` in its own dtype, and of `module` from `outputs` in float64."""
+    parts = [part.to(dtype) for part in points]
     with torch.no_grad():
-        own, found = (
-            torch.cat([_flat(function(part.to(dtype, copy=True))).double() for part in points])
-            for function in (module, result)
-        )
+        try:
+            own = torch.cat([_outputs(module, part, result.output_shape) for part in parts])
+        except InputShapeError as error:  # though it ran before
+            raise ModuleError(
+                f"after float64 runs of a copy the module fails in {dtype} ({first_line(error.__cause__ or error)}): "
+                "it keeps tensors in a cache outside of itself (functools.lru_cache?); clear that, and use a buffer"
+            ) from error
+        found = torch.cat([_outputs(result, part, result.output_shape) for part in parts])
     return float((found - own).abs().max()), float((own - outputs).abs().max())
 
 

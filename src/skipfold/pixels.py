@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from skipfold.collapse import Collapsed
+from skipfold.collapse import Collapsed, check_collapsed
 from skipfold.errors import WeightsError
 
 COLUMNS = 16
@@ -25,12 +25,13 @@ class PixelLayer(nn.Module):
     the sum of two float16 matrices, scaled by a power of two per output, which together are as precise as float32; a
     pixel is exact in float16, so that tensor cores multiply what is exact and sum in float32, and no float32 copy of
     the pixels is written. Their sums cut digits off, so that logits are to about 1e-5 of the largest. Elsewhere, and
-    without Triton, `collapsed` itself computes. Raises WeightsError where the weights are not float32, or the outputs
-    too many.
+    without Triton, `collapsed` itself computes. Raises ModuleError on what is no Collapsed, WeightsError where the
+    weights are not float32, or the outputs too many.
     """
 
     def __init__(self, collapsed: Collapsed):
         super().__init__()
+        check_collapsed(collapsed)
         weight = collapsed.linear.weight.detach()
         if weight.dtype != torch.float32:
             raise WeightsError(f"weights of {weight.dtype} given; float32 is allowed: call .float() on the network")

@@ -3,7 +3,7 @@
 The operators are watched at PyTorch's dispatcher while the module runs once on a real input. A torch.export graph
 would hold the same aten operators; watching needs no capture, so modules that cannot be exported are judged as well,
 every offender is found rather than the first, and each is known by the submodule that ran it. Values that leave torch
-(`tensor.numpy()`) are out of sight: the numerical residual is the second check.
+(`tensor.numpy()`) are out of sight, so that leaving is noted: the numerical residual is the second check.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,6 +84,9 @@ READS_VALUES = set(
 )
 """Operators by which Python, or a shape, comes to depend on values: a branch on data."""
 
+LEAVES = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__}
+"""Methods by which values leave torch, past its dispatcher."""
+
 NOT_AFFINE = set(
     """
     relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid log_sigmoid_forward tanh hardtanh hardswish hardsigmoid
@@ -117,10 +121,13 @@ class Structure:
 def watch(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, Structure]:
     """`module(x)`, without gradients, and the structure seen. Whatever `module` raises is let through."""
     watcher = _Watcher(module, x)
-    with torch.no_grad(), paths(module, watcher.path), watcher:
+    with torch.no_grad(), paths(module, watcher.path), watcher, _Leaving(watcher):
         output = module(x)
-    if isinstance(output, torch.Tensor) and not watcher.depends(output):
-        watcher.note(False, "the output does not depend on the input by any operator", path="")
+    if isinstance(output, torch.Tensor):
+        if not watcher.depends(output):
+            watcher.note(False, "the output does not depend on the input by any operator", path="")
+        if not output.is_floating_point():
+            watcher.note(True, f"the output is {output.dtype}", path="")
     return output, watcher.structure
 
 
@@ -232,6 +239,19 @@ class _Watcher(TorchDispatchMode):
         pixels = (x if transposed else result).shape[2:]
         columns = (result if transposed else x).shape[1] * math.prod(weight.shape[2:]) * math.prod(pixels)
         self.structure.workspace = max(self.structure.workspace, len(x) * columns * x.element_size())
+
+
+class _Leaving(TorchFunctionMode):
+    """Notes where values that depend on the input leave torch."""
+
+    def __init__(self, watcher: _Watcher):
+        super().__init__()
+        self.watcher = watcher
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in LEAVES and self.watcher.depends(args[0]):
+            self.watcher.note(False, f"Tensor.{func.__name__} reads values of the input, out of torch's sight")
+        return func(*args, **kwargs or {})
 
 
 def _tensors(value) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, WeightsError
 
@@ -20,6 +21,8 @@ def check_module(module: object) -> None:
     if not isinstance(module, nn.Module):
         raise ModuleError(f"{type(module).__name__} given; a torch.nn.Module is allowed, so wrap what computes it")
     for path, child in module.named_modules():
+        if isinstance(child, nn.parallel.DistributedDataParallel):
+            raise ModuleError(f"{path or 'network'}: a DistributedDataParallel given; give the .module that it holds")
         if isinstance(child, torch.jit.ScriptModule):
             raise ModuleError(f"{path or 'network'}: a TorchScript module given; give the module that it was made from")
 
@@ -27,13 +30,14 @@ def check_module(module: object) -> None:
 def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None.
 
-    So are tensors that a submodule holds as plain attributes. Raises ModuleError where it cannot be copied.
+    So are tensors that a submodule holds as attributes, in lists and dictionaries too. Raises ModuleError where it
+    cannot be copied.
     """
     memo = {}
     for parameter in module.parameters():
         values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
         memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
-    attributes = (value for child in module.modules() for value in vars(child).values())
+    attributes = (value for child in module.modules() for value in tree_leaves(vars(child)))
     tensors = [value for value in attributes if isinstance(value, torch.Tensor) and value.is_leaf]
     for held in (*module.buffers(), *(value for value in tensors if id(value) not in memo)):
         floating = dtype is not None and held.is_floating_point()
@@ -72,7 +76,13 @@ def dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -
             raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
         if tensor.is_meta:
             raise WeightsError(f"{path}: on the meta device, which holds no values; load the weights first")
-        if tensor.is_complex() or (path in parameters and not tensor.is_floating_point()):
+        if tensor.layout is not torch.strided:
+            raise WeightsError(f"{path}: {tensor.layout} weights given; dense ones are allowed, use .to_dense()")
+        if tensor.is_complex():
+            raise WeightsError(
+                f"{path}: {tensor.dtype} weights given; real ones are allowed, so hold torch.view_as_real of them"
+            )
+        if path in parameters and not tensor.is_floating_point():
             raise WeightsError(f"{path}: {tensor.dtype} weights given; floating-point ones are allowed, use .float()")
         if tensor.is_floating_point() and not _finite(tensor):
             raise WeightsError(f"{path}: holds NaN or infinity; collapse a network with finite weights")
@@ -132,8 +142,24 @@ class _InFloat64(TorchFunctionMode):
             func = torch.Tensor.double
         args = [torch.float64 if arg is torch.float32 else arg for arg in args]
         kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
+        given = [*args, *kwargs.values()]
+        flat = [each for arg in given for each in (arg if isinstance(arg, list | tuple) else (arg,))]
+        if {torch.float32, torch.float64} <= {each.dtype for each in flat if isinstance(each, torch.Tensor)}:
+            # The float32 one is not the module's: a constant of its file, or of a cache. What is written to stays.
+            first = int(_writes(func.__name__))
+            args = [*args[:first], *tree_map_only(torch.Tensor, _promoted, args[first:])]
+            kwargs = {name: arg if name == "out" else _promoted(arg) for name, arg in kwargs.items()}
         result = func(*args, **kwargs)
-        return result.double() if isinstance(result, torch.Tensor) and result.dtype is torch.float32 else result
+        return _promoted(result)
+
+
+def _promoted(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.dtype is torch.float32 else value
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of that name writes into its first argument."""
+    return name.endswith("_") and (name[-2] != "_" or name.startswith(("__i", "__set")))
 
 
 @contextlib.contextmanager
