@@ -9,7 +9,7 @@ from test_recursion import property_test
 from torch import nn
 
 from skipfold.cropping import CroppedConv2d, _cropped, crop_dead_taps
-from skipfold.errors import InputShapeError, SkipError, WeightsError
+from skipfold.errors import InputShapeError, ModuleError, SkipError, WeightsError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.resnet import resnet
 
@@ -93,3 +93,33 @@ def test_a_module_without_weights_is_refused():
 def test_an_input_that_does_not_fit_is_refused():
     with pytest.raises(InputShapeError, match="input of shape"):
         crop_dead_taps(resnet("resnet18"), (3, 28, 28))
+
+
+class Transposing(nn.Module):
+    """Uses the weight of its convolution once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.conv_transpose2d(self.conv(x), self.conv.weight, padding=1)
+
+
+def test_a_convolution_that_does_more_is_left_alone():
+    x, seen = torch.rand(2, 1, 1, 1), []
+    hooked = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
+    hooked[0].register_forward_hook(lambda *_: seen.append(1))
+    for model in (hooked, Transposing()):
+        cropped = crop_dead_taps(model, x)
+        assert not [m for m in cropped.modules() if isinstance(m, CroppedConv2d)]
+        torch.testing.assert_close(cropped(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "error"),
+    [(nn.Conv2d(1, 1, 3), "abc", InputShapeError), ("resnet18", (1, 4, 4), ModuleError)],
+)
+def test_what_is_no_network_or_no_input_is_refused(model, example, error):
+    with pytest.raises(error, match="given"):
+        crop_dead_taps(model, example)

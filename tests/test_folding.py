@@ -234,6 +234,108 @@ def test_a_layer_that_is_used_twice_keeps_its_batchnorm():
     assert isinstance(fold_batchnorm(model).bn, nn.BatchNorm2d)
 
 
+class Clamping(nn.Identity):
+    def forward(self, x):
+        return x.clamp(-0.1, 0.1)
+
+
+def test_only_identities_of_the_folding_go():
+    hooked, seen = nn.Dropout(), []
+    hooked.register_forward_hook(lambda *_: seen.append(1))
+    model = unsettled(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), Clamping(), hooked, nn.Identity()))
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    for folded in (fold_batchnorm(model), fold(copy.deepcopy(model))):
+        torch.testing.assert_close(folded(x), model(x))
+        seen.clear()
+        folded(x)
+        assert seen
+    assert [type(layer) for layer in fold_batchnorm(model)] == [nn.Conv2d, Clamping, nn.Dropout, nn.Identity]
+
+
+class Tapped(nn.Module):
+    """Takes its layers by their places, and their outputs too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Tanh())
+
+    def forward(self, x):
+        taken = []
+        for place, layer in enumerate(self.layers):
+            x = layer(x)
+            if place in (2, 3):
+                taken.append(x)
+        return torch.cat(taken, 1)
+
+
+class TwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+        self.layers = nn.Sequential(self.conv, nn.BatchNorm2d(2))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("kind", [Tapped, TwoNames])
+def test_places_and_names_of_layers_are_kept(kind):
+    model, x = unsettled(kind()), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    folded = fold_batchnorm(model)
+    torch.testing.assert_close(folded(x), model(x))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+class Renormed(nn.Conv2d):
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 1.0)
+        return super().forward(x)
+
+
+def test_weights_that_a_forward_changes_are_not_those_that_are_folded():
+    conv = Renormed(2, 3, 3)
+    conv.weight.data *= 3
+    with pytest.raises(SkipError, match="differs"):
+        fold_affine(nn.Sequential(conv, nn.BatchNorm2d(3)), (2, 5, 5), export=False)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.norm = nn.Linear(6, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return F.linear(self.norm(self.encoder(x)), self.encoder.weight.t())
+
+
+class OtherEps(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.1)
+
+
+class OfTheBatch(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Tied(), (6,)),
+        (nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), (6, 6)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), OtherEps(3)), (2, 5, 5)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), OfTheBatch(3)), (2, 5, 5)),
+    ],
+)
+def test_what_does_not_fold_stays(model, shape):
+    model, x = unsettled(model), torch.randn(3, *shape, dtype=torch.float64)
+    whole, _ = fold_affine(model, shape, export=False)
+    folded = fold_batchnorm(model, shape)
+    for each in (whole, folded):
+        assert any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in each.modules())
+    torch.testing.assert_close(folded(x), copy.deepcopy(model)(x))
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()

@@ -1,5 +1,6 @@
 """graphs: a forward that depends on self.training is read as such, and one that cannot be is refused."""
 
+import copy
 import pickle
 import random
 
@@ -114,6 +115,23 @@ def test_a_state_dict_of_the_source_fits():
     assert set(model.state_dict()) == {*source.state_dict(), "skip.t"}
     model.load_state_dict(source.state_dict())
     assert isinstance(model.layers, nn.ModuleList)
+
+
+class Offset(Block):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("offset", torch.ones(2, 1, 1), persistent=False)
+        self.unused = nn.ModuleList([nn.Linear(2, 2)])
+
+    def residual(self, x):
+        return x + self.offset
+
+
+def test_copies_and_pickles_hold_what_the_result_holds():
+    model = insert_skips(Offset())
+    pickled = pickle.loads(pickle.dumps(model))
+    for made in (copy.deepcopy(model), pickled, copy.deepcopy(pickled), pickle.loads(pickle.dumps(pickled))):
+        assert list(made.state_dict()) == list(model.state_dict()) and isinstance(made.unused, nn.ModuleList)
 
 
 @pytest.mark.parametrize(

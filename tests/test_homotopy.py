@@ -1,5 +1,7 @@
 """Skip strength t: what a block computes, which networks take it, who sets it."""
 
+import pickle
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from skipfold.errors import ConfigError, InputShapeError, SkipError
+from skipfold.errors import ConfigError, InputShapeError, NoSkipsError, SkipError
+from skipfold.folding import fold_affine
 from skipfold.homotopy import (
     HomotopyBlock,
     Skip,
@@ -301,10 +304,68 @@ def test_a_block_run_twice_has_its_strength_both_times():
         to_homotopy(model, (4,), leave=["2"])
 
 
-def test_forward_hooks_are_not_lost_silently():
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, mask=None):
+        if mask is not None:
+            x = x * mask
+        return x + self.linear(x)
+
+
+class Masking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Masked(), Masked()])
+
+    def forward(self, x, mask=None):
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Masked, Masking])
+def test_an_optional_input_is_as_the_network_gives_it(kind, capsys):
+    model, x = kind(), torch.randn(3, 4)
+    homotopy, _ = to_homotopy(model, (4,), normalize=True)
+    for made in (homotopy, pickle.loads(pickle.dumps(homotopy)), fold_affine(model, (4,))[0]):
+        torch.testing.assert_close(made(x, None), model(x))
+        with pytest.raises(SkipError, match="mask: given to a module that was read with mask=None; leave it out"):
+            made(x, torch.ones(4))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_forward_of_the_instance_is_refused_by_name():
+    model = nn.Sequential(Residual(nn.Linear(4, 4)), BasicBlock(1, 1))
+    for place, block in enumerate(model):
+        block.forward = lambda x, block=block: type(block).forward(block, x)
+        with pytest.raises(SkipError, match=rf"^{place}: .*its forward was assigned to the instance"):
+            insert_skips(model)
+        del block.forward
+
+
+def test_a_skip_takes_one_shape_only():
+    with pytest.raises(SkipError, match=r"F of shape \[3, 1\] and skip of \[3, 4\] given; one shape is allowed"):
+        Skip()(torch.ones(3, 1), torch.ones(3, 4))
+
+
+class NoResidual(Masked):
+    def forward(self, x):
+        return self.linear(x) + self.linear(x)
+
+
+def test_additions_that_are_no_skips_are_named():
+    with pytest.raises(NoSkipsError, match=r"no skip connection found.*; other additions are in 0"):
+        to_homotopy(nn.Sequential(NoResidual()), (4,))
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_are_not_lost_silently(hook):
     model = Plain()
-    model.register_forward_hook(lambda *_: None)
-    with pytest.raises(SkipError, match="network: has forward hooks"):
+    getattr(model, hook)(lambda *_: None)
+    with pytest.raises(SkipError, match="network: has hooks"):
         to_homotopy(model, (6,))
 
 
@@ -368,6 +429,18 @@ def test_every_layer_keeps_its_own_mode(make):
     converted = insert_skips(model)
     assert frozen == {path for path, module in converted.named_modules() if not module.training} != set()
     assert not any(module.training for module in insert_skips(make().eval()).modules())
+
+
+def test_strengths_of_a_network_without_any_are_refused():
+    with pytest.raises(NoSkipsError, match="no skip strength to set; convert it with to_homotopy"):
+        set_skip_strength(torchvision.models.resnet18(), 0.3)
+
+
+def test_a_state_without_its_time_and_a_path_for_paths_are_refused():
+    with pytest.raises(ConfigError, match=r"state: \{\} given"):
+        StrengthScheduler(block(0.5), Schedule()).load_state_dict({})
+    with pytest.raises(ConfigError, match=r"leave: 'linear' given; a list of paths is allowed"):
+        to_homotopy(Masked(), (4,), leave="linear")
 
 
 def test_a_scheduler_that_would_set_nothing_is_refused():

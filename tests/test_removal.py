@@ -6,10 +6,11 @@ import torch
 import torchvision
 from samples import Residual, images, unsettled
 from torch import fx, nn
+from torch.nn import functional as F
 
 from skipfold.collapse import collapse
-from skipfold.errors import NotAffineError, SkipError
-from skipfold.homotopy import Skip, set_skip_strength, skip_strengths, skips, to_homotopy
+from skipfold.errors import InputShapeError, NoSkipsError, NotAffineError, SkipError
+from skipfold.homotopy import Skip, insert_skips, set_skip_strength, skip_strengths, skips, to_homotopy
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.recursion import Layer, SkipCNN
 from skipfold.removal import remove_skips, strip
@@ -146,13 +147,13 @@ def test_skips_in_skips_and_of_blocks_run_twice_are_removed():
 
 
 class InPlace(nn.Module):
-    """What the skip does in place changes what the residual reads: without the skip it is another function."""
+    """What the skip does in place changes what the residual reads: without the skip it must be done still."""
 
-    def __init__(self):
+    def __init__(self, relu=None):
         super().__init__()
-        self.relu, self.project, self.linear = nn.ReLU(inplace=True), nn.Identity(), nn.Linear(4, 4)
+        self.relu, self.project, self.linear = relu or nn.ReLU(inplace=True), nn.Identity(), nn.Linear(4, 4)
         self.more = nn.Linear(4, 4)
-        nn.init.constant_(self.more.bias, -1.0)  # so that the ReLU changes something
+        self.register_buffer("mean", torch.ones(1))
 
     def forward(self, x):
         x = self.more(x)
@@ -160,10 +161,159 @@ class InPlace(nn.Module):
         return self.linear(x) + skip
 
 
+class Stated(InPlace):
+    def forward(self, x):
+        x = self.more(x)
+        self.relu(x)
+        return self.linear(x) + x
+
+
+class Clamped(InPlace):
+    def forward(self, x):
+        x.clamp_(0, 1)
+        x = self.more(x)
+        return self.linear(x) + x
+
+
+class Averaging(InPlace):
+    def forward(self, x):
+        self.mean.lerp_(x.mean().reshape(1), 0.5)
+        x = self.more(x)
+        return self.mean * (self.linear(x) + x)
+
+
+class Projecting(InPlace):
+    def forward(self, x):
+        return self.linear(self.linear(x)) + F.relu(self.more(x), inplace=True)
+
+
+@pytest.mark.parametrize("kind", [InPlace, Stated, Clamped, Averaging])
+def test_what_is_done_in_place_is_done_without_skips_too(kind):
+    homotopy, _ = to_homotopy(kind(), (4,), t=0.0, export=False)
+    plain, _ = remove_skips(homotopy, (4,), export=False)
+    x = torch.randn(9, 4)
+    torch.testing.assert_close(plain(x.clone()), homotopy(x.clone()))
+
+
+def test_what_is_done_in_place_to_the_skip_alone_goes_with_it():
+    plain = strip(insert_skips(Projecting(), t=0.0))
+    assert isinstance(plain, nn.Sequential) and list(dict(plain.named_modules())) == ["", "linear"]
+
+
+class Changes(nn.Module):
+    def forward(self, x):
+        return x.relu_()
+
+
 def test_a_removal_that_changes_the_function_is_refused():
-    homotopy, _ = to_homotopy(InPlace(), (4,), t=0.0)
+    homotopy, _ = to_homotopy(InPlace(Changes()), (4,), t=0.0)
     with pytest.raises(SkipError, match="remove_skips: the result differs from the network by"):
         remove_skips(homotopy, (4,))
+
+
+class Gated(nn.Module):
+    """Adds one value a channel to all, which is no skip, and then what is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x + self.one(x)
+        return x + self.two(x)
+
+
+def test_additions_of_two_shapes_stay_and_are_named():
+    homotopy, certificate = to_homotopy(nn.Sequential(Gated()), (4,), t=0.0)
+    assert list(skips(homotopy)) == ["0.skip"] and certificate.elsewhere == {"0": 1} and "in 0 (1)" in str(certificate)
+    plain, certificate = remove_skips(homotopy, (4,))
+    assert certificate.elsewhere == {"0": 1}
+    again, _ = remove_skips(plain, (4,))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(again(x), homotopy(x))
+
+
+def test_a_network_that_has_its_skips_in_full_is_refused():
+    with pytest.raises(NoSkipsError, match=r"no skip strength t, but skips in layer1\.0, .*convert it"):
+        remove_skips(torchvision.models.resnet18(num_classes=2).eval(), (3, 32, 32))
+
+
+def test_a_block_with_hooks_is_named():
+    model = resnet("resnet18", t=0.0)
+    model.layer1[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(SkipError, match=r"layer1\.0: has hooks, which would be lost"):
+        strip(model)
+
+
+class Zero(nn.Module):
+    """Its output is 0, so it does not show that the sum is no longer done in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        for values in self.head.parameters():
+            nn.init.zeros_(values)
+
+    def forward(self, x):
+        y = self.linear(x)
+        z = y
+        y += x
+        return self.head(z * z + y)
+
+
+def test_a_head_of_zeros_hides_nothing():
+    with pytest.raises(SkipError, match="to_homotopy: the result differs"):
+        to_homotopy(Zero(), (4,))
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.block = nn.Embedding(7, 4), Residual(nn.Linear(4, 4))
+
+    def forward(self, x):
+        return self.block(self.embedding(x))
+
+
+def test_an_example_of_token_ids_is_run_as_such():
+    example = torch.tensor([[6, 0, 3], [1, 2, 5]])
+    homotopy, _ = to_homotopy(Tokens(), example, t=0.0)
+    plain, certificate = remove_skips(homotopy, example, crop=True)
+    assert certificate.additions == 0 and torch.equal(plain(example), homotopy(example))
+
+
+class Rooted(Residual):
+    def forward(self, x):
+        return super().forward(x.sqrt())
+
+
+def test_inputs_of_both_signs_are_left_out_where_the_network_takes_none():
+    assert to_homotopy(Rooted(nn.Linear(4, 4)), (4,))[1].probes == 2
+    assert to_homotopy(Residual(nn.Linear(4, 4)), (4,))[1].probes == 4
+
+
+class Last(Residual):
+    def __init__(self, last):
+        super().__init__(nn.Linear(4, 4))
+        self.last = last
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("last", "shape", "message"),
+    [
+        (lambda x: x.argmax(1), (4,), r"gives torch\.int64, which cannot be compared"),
+        (lambda x: x[:0], (4,), r"outputs of shape \[0, 4\]"),
+        (lambda x: x, (10**6, 10**5, 4), "cannot be made"),
+        (lambda x: x, (10**30, 4), "cannot be made"),
+    ],
+)
+def test_what_cannot_be_compared_or_drawn_is_said(last, shape, message):
+    with pytest.raises(InputShapeError, match=message) as caught:
+        to_homotopy(Last(last), shape)
+    assert "\n" not in str(caught.value)
 
 
 def test_removal_at_another_strength_is_refused_before_anything_runs():

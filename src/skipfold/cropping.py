@@ -2,12 +2,19 @@
 
 import contextlib
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+from skipfold.equality import zeros
 from skipfold.errors import SkipError, WeightsError
-from skipfold.subject import in_mode, input_errors
+from skipfold.graphs import hooked
+from skipfold.structure import paths
+from skipfold.subject import check_module, in_mode, input_errors
 
 
 class CroppedConv2d(nn.Conv2d):
@@ -24,39 +31,74 @@ class CroppedConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-def crop_dead_taps(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
-    """A copy of `model` whose kernels keep only the taps that meet the input, for `input_shape` (C, H, W).
+def crop_dead_taps(model: nn.Module, example: torch.Tensor | Sequence[int]) -> nn.Module:
+    """A copy of `model` whose kernels keep only the taps that meet the input, for the size of `example`.
 
-    On a 1x1 map a 3x3 kernel with padding 1 has one live tap. The function and the gradients of what is kept are
-    unchanged; other input sizes are refused with SkipError. Raises WeightsError and InputShapeError where `model`
-    cannot be run.
+    `example` is a batch, or the shape (C, H, W) of one sample. On a 1x1 map a 3x3 kernel with padding 1 has one live
+    tap. The function and the gradients of what is kept are unchanged; other input sizes are refused with SkipError. A
+    convolution that has hooks, or whose weight is used elsewhere too, stays. Raises ModuleError, WeightsError and
+    InputShapeError where `model` cannot be run.
     """
+    check_module(model)
     model = copy.deepcopy(model)
-    sizes = convolution_inputs(model, input_shape)
+    sizes = convolution_inputs(model, example)
+    shared = _shared(model, example)
+    modules = dict(model.named_modules(remove_duplicate=False))
     for path, size in sizes.items():
-        convolution = model.get_submodule(path)
-        if (cropped := _cropped(convolution, size)) is not None:
-            model.set_submodule(path, cropped)
+        convolution = modules[path]
+        if hooked(convolution) or path in shared or (cropped := _cropped(convolution, size)) is None:
+            continue
+        for place in [place for place, module in modules.items() if module is convolution]:
+            model.set_submodule(place, cropped)
     return model
 
 
-def convolution_inputs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+def convolution_inputs(model: nn.Module, example: torch.Tensor | Sequence[int]) -> dict[str, tuple[int, int]]:
     """Height and width of what each convolution of `model` reads, where it reads one size only."""
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise WeightsError(f"{type(model).__name__} has no weights; a network with convolutions is allowed")
     sizes: dict[str, set[tuple[int, int]]] = {}
 
     def note(path):
         return lambda _, inputs: sizes.setdefault(path, set()).add(tuple(inputs[0].shape[-2:]))
 
-    zero = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
-    with contextlib.ExitStack() as hooks, torch.no_grad(), in_mode(model, False), input_errors(zero):
+    with contextlib.ExitStack() as hooks:
         for path, module in model.named_modules():
             if isinstance(module, nn.Conv2d):
                 hooks.callback(module.register_forward_pre_hook(note(path)).remove)
-        model(zero)
+        _run(model, example)
     return {path: seen.pop() for path, seen in sizes.items() if len(seen) == 1}
+
+
+def _shared(model: nn.Module, example: torch.Tensor | Sequence[int]) -> set[str]:
+    """Paths of the convolutions of `model` whose weights something else computes with too."""
+    path = [""]
+    own = {path: module.weight for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    with paths(model, path), _Weights(own, path) as mode:
+        _run(model, example)
+    return mode.shared
+
+
+class _Weights(TorchFunctionMode):
+    def __init__(self, own: dict[str, nn.Parameter], path: list[str]):
+        super().__init__()
+        self.own, self.path, self.shared = own, path, set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = {id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, nn.Parameter)}
+        if given and isinstance(result, torch.Tensor):  # no shape or dtype
+            self.shared |= {path for path, weight in self.own.items() if id(weight) in given and path != self.path[-1]}
+        return result
+
+
+def _run(model: nn.Module, example: torch.Tensor | Sequence[int]) -> Any:
+    """What `model` gives in eval mode, for what it is now."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise WeightsError(f"{type(model).__name__} has no weights; a network with convolutions is allowed")
+    x = zeros(example, parameter.dtype, parameter.device)[:1]
+    with torch.no_grad(), in_mode(model, False), input_errors(x):
+        return model(x)
 
 
 def _live(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Affine layers that follow or meet each other, as one layer: BatchNorms, convolutions, the weights of skips."""
 
 import copy
+import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from skipfold.chains import CONVOLUTIONS, collapse_convolution, extent
 from skipfold.cropping import CroppedConv2d
-from skipfold.equality import Equality, certify
+from skipfold.equality import Equality, calls, certify
 from skipfold.errors import CollapseError, SkipError
+from skipfold.graphs import Reader, alike, check_forward, fixed_parameters, hooked, needed
 from skipfold.homotopy import ADDS, Skip
 from skipfold.subject import first_line
 
@@ -24,8 +26,9 @@ CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCHNORM = nn.modules.batchnorm._BatchNorm
-IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
-"""In eval mode, in which networks are folded."""
+IDENTITIES = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
+IDENTITIES |= {nn.Identity}
+"""In eval mode, in which networks are folded; by exact type."""
 
 STATISTICS = ("running_mean", "running_var", "weight", "bias")
 """What a BatchNorm in eval mode normalizes by."""
@@ -51,44 +54,53 @@ def fold_affine(
     """
 
     def convert(source: nn.Module) -> nn.Module:
-        return fold(copy.deepcopy(source).eval(), grow)
+        return fold(copy.deepcopy(source).eval(), grow, example)
 
     certificate = certify("fold_affine", model, convert, example, export=export)
     return convert(model), certificate
 
 
-def fold_batchnorm(model: nn.Module) -> nn.Module:
+def fold_batchnorm(model: nn.Module, example: torch.Tensor | Sequence[int] | None = None) -> nn.Module:
     """A copy of `model` in eval mode with every BatchNorm that follows a convolution or linear layer folded into it.
 
-    Weights that a parametrization computes, as torch's weight_norm does, are fixed. Not certified. Raises SkipError
-    where torch.fx cannot read the network's own forward; a part that it cannot read keeps its BatchNorms.
+    Weights that a parametrization computes, as torch's weight_norm does, are fixed. `example`, a batch or the shape of
+    one sample, tells of a BatchNorm after a linear layer whether it normalizes what that gives, as it does in [N, C];
+    without it that is assumed. Not certified. Raises SkipError where torch.fx cannot read the network's own forward; a
+    part that it cannot read keeps its BatchNorms.
     """
     model = copy.deepcopy(model).eval()
     _settle(model)
-    _fold_batchnorms(model, _read(model))
+    graph = _read(model)
+    gone = _fold_batchnorms(model, graph, example)
+    _drop_identities(model, graph)
     chains = [module for module in model.modules() if isinstance(module, nn.Sequential)]
     before = [dict(chain._modules) for chain in chains]
     for chain in chains:
         for name, child in list(chain.named_children()):
-            if isinstance(child, nn.Identity) and len(chain) > 1:
+            if child in gone and len(chain) > 1:
                 delattr(chain, name)
     try:
-        _read(model)
-    except SkipError:  # a forward takes the layers of one by their places
+        left = _read(model)
+        _drop_identities(model, left)
+        same = alike(model, graph, left)
+    except SkipError:
+        same = False
+    if not same:  # a forward takes the layers of one by their places
         for chain, layers in zip(chains, before, strict=True):
             chain._modules = layers
     return model
 
 
-def fold(model: nn.Module, grow: bool = True) -> fx.GraphModule:
+def fold(model: nn.Module, grow: bool = True, example: torch.Tensor | Sequence[int] | None = None) -> fx.GraphModule:
     """`fold_affine` without a copy and a certificate."""
     _settle(model)
     graph = _read(model)
-    _fold_batchnorms(model, graph)
+    _fold_batchnorms(model, graph, example)
     whole = fx.GraphModule(model, graph, type(model).__name__)
+    has_effect = needed(whole, graph)
     # Every node, and then again: by then what a step left unused, which keeps others from folding, is gone.
     while sum(_folded(whole, node, grow) for node in list(whole.graph.nodes)):
-        whole.graph.eliminate_dead_code()
+        whole.graph.eliminate_dead_code(has_effect)
         whole.delete_all_unused_submodules()
     whole.graph.lint()
     whole.recompile()
@@ -117,7 +129,7 @@ def _thawed(frozen: FrozenBatchNorm2d) -> nn.BatchNorm2d:
     return norm.requires_grad_(False).eval()
 
 
-class _Layers(fx.Tracer):
+class _Layers(Reader):
     """Reads a whole network, down to torch's own layers; a part that it cannot read stays whole."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
@@ -137,7 +149,10 @@ class _Layers(fx.Tracer):
 
 def _read(model: nn.Module) -> fx.Graph:
     try:
-        return _Layers().trace(model)
+        check_forward(model)
+        # A network is called with one input.
+        called = inspect.signature(model.forward).bind_partial(object())
+        return _Layers(fixed_parameters(model, [called])).trace(model)
     except Exception as error:  # whatever a forward does with the proxies of torch.fx
         raise SkipError(
             f"torch.fx cannot read this {type(model).__name__} ({first_line(error)}); give the network itself where "
@@ -145,12 +160,19 @@ def _read(model: nn.Module) -> fx.Graph:
         ) from error
 
 
-def _fold_batchnorms(model: nn.Module, graph: fx.Graph) -> None:
-    """Each BatchNorm into the layer before it, in `model`; an identity stays in its place, or what else it does."""
-    for node in list(graph.nodes):
-        _without_effect(model, node)
+def _fold_batchnorms(model: nn.Module, graph: fx.Graph, example: torch.Tensor | Sequence[int] | None) -> set[nn.Module]:
+    """Each BatchNorm into the layer before it, in `model`; gives the identities put in their places."""
+    _drop_identities(model, graph)
+    pairs = [(node.target, _pair(model, node)) for node in graph.nodes]
+    norms = {path for path, pair in pairs if pair and type(pair[0]) is nn.Linear and isinstance(pair[1], BATCHNORM)}
+    seen = calls(model, example, norms) if norms and example is not None else {}
+    gone = set()
     for node in graph.nodes:
-        _normalized(model, node)
+        if node.target in seen:
+            node.meta["sizes"] = max(next(iter(call.arguments.values())).dim() for call in seen[node.target])
+        if _normalized(model, node) and type(rest := model.get_submodule(node.target)) is nn.Identity:
+            gone.add(rest)
+    return gone
 
 
 def _normalized(model: nn.Module, node: fx.Node) -> bool:
@@ -165,14 +187,22 @@ def _normalized(model: nn.Module, node: fx.Node) -> bool:
         folded = fuse_conv_bn_eval(layer, norm)
     elif type(layer) in TRANSPOSED and layer.groups == 1:
         folded = fuse_conv_bn_eval(layer, norm, transpose=True)
-    elif type(layer) is nn.Linear and layer.out_features == norm.num_features:  # else it normalizes another axis
+    # Of more sizes than [N, C] it normalizes another than the last, which the layer gives.
+    elif type(layer) is nn.Linear and layer.out_features == norm.num_features and node.meta.get("sizes", 2) == 2:
         folded = fuse_linear_bn_eval(layer, norm)
     else:
         return False
     folded.bias.requires_grad_(layer.weight.requires_grad)  # or it would be frozen where it is new
-    model.set_submodule(node.args[0].target, folded)
-    model.set_submodule(node.target, rest)
+    _put(model, node.args[0].target, folded)
+    _put(model, node.target, rest)
     return True
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """`module` in the place of the one at `path`, under all paths that it has."""
+    old = model.get_submodule(path)
+    for each in [each for each, other in model.named_modules(remove_duplicate=False) if other is old]:
+        model.set_submodule(each, module)
 
 
 def _convolves(layer: nn.Module) -> bool:
@@ -193,21 +223,25 @@ def _after(norm: nn.Module) -> nn.Module | None:
     except Exception:  # whatever a forward does with the proxies of torch.fx
         return None
     graph = rest.graph
+    has_effect = needed(rest, graph)
     for check in graph.find_nodes(op="call_function", target=torch._assert):
         graph.erase_node(check)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(has_effect)
     x, *others = graph.find_nodes(op="placeholder")
-    normalize, *more = x.users
-    if others or more or normalize.target is not nn.functional.batch_norm:
+    normalize, *more = x.users or [None]
+    if others or more or normalize is None or normalize.target is not nn.functional.batch_norm:
         return None
-    read = {node.target for node in normalize.all_input_nodes if node.op == "get_attr"}
-    if read != {name for name in STATISTICS if getattr(norm, name) is not None}:
+    given = inspect.signature(nn.functional.batch_norm).bind(*normalize.args, **normalize.kwargs)
+    given.apply_defaults()
+    of_norm = {name: None if getattr(norm, name) is None else name for name in STATISTICS}
+    if any(getattr(given.arguments[name], "target", None) != held for name, held in of_norm.items()):
+        return None
+    if given.arguments["training"] is not False or given.arguments["eps"] != norm.eps:
         return None
     normalize.replace_all_uses_with(x)
     graph.erase_node(normalize)
-    for node in list(graph.nodes):
-        _without_effect(rest, node)
-    graph.eliminate_dead_code()
+    _drop_identities(rest, graph)
+    graph.eliminate_dead_code(has_effect)
     rest.delete_all_unused_submodules()
     rest.recompile()
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
@@ -224,12 +258,19 @@ def _pair(model: nn.Module, node: fx.Node) -> tuple[nn.Module, nn.Module] | None
     if len(before.users) > 1 or any(_uses(node.graph, each) > 1 for each in (before, node)):
         return None
     pair = model.get_submodule(before.target), model.get_submodule(node.target)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in pair)
-    return None if hooked else pair
+    return pair if all(_plain(module) for module in pair) else None
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether it does what its class says and no more."""
+    return not hooked(module) and "forward" not in vars(module)
 
 
 def _uses(graph: fx.Graph, node: fx.Node) -> int:
-    return sum(other.op == "call_module" and other.target == node.target for other in graph.nodes)
+    """How many nodes use the module at `node`, a weight of it, or a part of the network that it is in."""
+    used = [f"{other.target}." for other in graph.nodes if other.op in ("call_module", "get_attr")]
+    mine = f"{node.target}."
+    return sum(other.startswith(mine) or mine.startswith(other) for other in used)
 
 
 def _folded(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
@@ -238,12 +279,18 @@ def _folded(whole: fx.GraphModule, node: fx.Node, grow: bool) -> bool:
     return any(step(whole, node) for step in steps) or _chained(whole, node, grow)
 
 
+def _drop_identities(model: nn.Module, graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        _without_effect(model, node)
+
+
 def _without_effect(model: nn.Module, node: fx.Node) -> bool:
     """Whether `node` gave what it was given, and is gone: an identity, a dropout, what adds 0 as Python's sum does."""
     if (node.op, node.target) in ADDS and not node.kwargs and 0 in node.args:
         given = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    elif node.op == "call_module" and isinstance(model.get_submodule(node.target), IDENTITIES):
-        given = node.args
+    elif node.op == "call_module":
+        module = model.get_submodule(node.target)
+        given = node.args if type(module) in IDENTITIES and _plain(module) else ()
     else:
         return False
     if len(given) != 1:
@@ -297,7 +344,12 @@ def _normalized_before(whole: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_batchnorm(module: nn.Module) -> bool:
     """Whether it is a BatchNorm with statistics, which does nothing else."""
-    return isinstance(module, BATCHNORM) and module.running_mean is not None and type(_after(module)) is nn.Identity
+    return (
+        isinstance(module, BATCHNORM)
+        and _plain(module)
+        and module.running_mean is not None
+        and type(_after(module)) is nn.Identity
+    )
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -366,7 +418,7 @@ def _scaled(whole: fx.GraphModule, node: fx.Node, weight: float) -> bool:
     if node.op != "call_module" or len(node.users) > 1 or _uses(whole.graph, node) > 1:
         return False
     layer = whole.get_submodule(node.target)
-    if type(layer) not in CONVOLVING | TRANSPOSED | {nn.Linear}:
+    if not _plain(layer) or type(layer) not in CONVOLVING | TRANSPOSED | {nn.Linear}:
         return False
     bias = None if layer.bias is None else layer.bias.detach() * weight
     _filled(layer, layer.weight.detach() * weight, bias, layer.weight)
@@ -406,7 +458,7 @@ def _convolution(whole: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     if node.op != "call_module" or len(node.users) > 1 or _uses(whole.graph, node) > 1:
         return None
     layer = whole.get_submodule(node.target)
-    return layer if type(layer) in CONVOLUTIONS else None
+    return layer if type(layer) in CONVOLUTIONS and _plain(layer) else None
 
 
 def _one_tap(whole: fx.GraphModule, node: fx.Node, x: fx.Node, like: nn.Module, weight: float) -> nn.Module | None:

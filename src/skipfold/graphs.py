@@ -1,16 +1,28 @@
 """One module's own forward as a torch.fx graph, in training and in eval mode alike."""
 
+import contextlib
+import copy
+import inspect
 import itertools
+import operator
 import random
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.fx.graph_module import reduce_graph_module
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from skipfold.errors import SkipError
-from skipfold.subject import in_mode
+from skipfold.subject import copied, in_mode
+
+CONSTANT = (type(None), bool, int, float, str)
+"""Types of values that a forward may branch on while torch.fx reads it."""
+
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod}
+IN_PLACE |= {operator.ipow, operator.iand, operator.ior, operator.ixor}
+"""Python's operators that change their first tensor."""
 
 
 class ByMode(nn.Module):
@@ -30,35 +42,183 @@ class ByMode(nn.Module):
         return f"in_training={self.in_training!r}, in_eval={self.in_eval!r}"
 
 
-def own_graph(module: nn.Module) -> fx.Graph:
+class Converted(fx.GraphModule):
+    """A module with another forward; its copies and pickles hold, as torch.fx's do not, all that it holds as it does.
+
+    torch.fx's forget which buffers are persistent, what containers are, and hooks.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Converted":
+        return _holding(super().__deepcopy__(memo), copy.deepcopy(vars(self), memo))
+
+    def __reduce__(self) -> tuple:
+        _, (body, imports) = super().__reduce__()
+        return _unpickled, (body, imports, type(self).__name__)
+
+
+def _unpickled(body: dict[str, Any], imports: str, name: str) -> Converted:
+    made = reduce_graph_module(body, imports)
+    return _holding(Converted(made, made.graph, name), body)
+
+
+def _holding(made: Converted, held: Mapping[str, Any]) -> Converted:
+    vars(made).update({name: held[name] for name in vars(nn.Module())})
+    return made
+
+
+def own_graph(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> fx.Graph:
     """The forward of `module`, its submodules kept whole, but for those that only combine values (see `combines`).
 
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
-    number. So it is read in both modes; such constants are given by submodules, which `module` gets. Raises SkipError
-    where the modes run other operators, or where random numbers are drawn outside of submodules, and whatever torch.fx
-    raises.
+    number. So it is read in both modes; such constants are given by submodules, which `module` gets. Parameters in
+    `fixed` have the values there, and the graph refuses others. Raises SkipError where the modes run other operators,
+    where random numbers are drawn outside of submodules, and whatever torch.fx raises.
     """
+    check_forward(module)
     states, graphs = _random_states(), []
     for training in (True, False):
         with in_mode(module, training):
-            graphs.append(_Shallow().trace(module))
+            graphs.append(_Shallow(fixed).trace(module))
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
     return _merged(module, *graphs)
 
 
-def module_of(graph: fx.Graph, module: nn.Module) -> fx.GraphModule:
+def hooked(module: nn.Module) -> bool:
+    """Whether it does more, or its gradients, than its forward says."""
+    return any(
+        getattr(module, hooks)
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    )
+
+
+def check_forward(module: nn.Module) -> None:
+    """Raises SkipError where `module` has a forward of its own: torch.fx would read that of its class."""
+    if "forward" in vars(module):
+        raise SkipError("its forward was assigned to the instance; define it in a class")
+
+
+def module_of(graph: fx.Graph, module: nn.Module) -> Converted:
     """`module` with `graph` as its forward: its mode, and all that it holds under the names that a state_dict has.
 
     torch.fx takes only what the graph names, and makes containers anew and every buffer persistent.
     """
-    made = fx.GraphModule(module, graph, type(module).__name__)
+    made = Converted(module, graph, type(module).__name__)
     made.training = module.training
     constants = made._buffers.keys() - module._buffers.keys()
     made._non_persistent_buffers_set = module._non_persistent_buffers_set | constants
     for held in ("_parameters", "_buffers", "_modules"):
         getattr(made, held).update(getattr(module, held))
     return made
+
+
+def fixed_parameters(module: nn.Module, calls: list[inspect.BoundArguments]) -> dict[str, Any]:
+    """Optional parameters of its forward that none of `calls` gives another value than the default, with that."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {
+        each.name: each.default
+        for each in parameters
+        if isinstance(each.default, CONSTANT)
+        and all(_same(call.arguments.get(each.name, each.default), each.default) for call in calls)
+    }
+
+
+def _same(value: Any, constant: Any) -> bool:
+    return type(value) is type(constant) and value == constant
+
+
+@fx.wrap
+def as_read(value: Any, constant: Any, name: str) -> None:
+    """Refuses, when a graph runs, another value of a parameter than the one that it was read with."""
+    if not _same(value, constant):
+        raise SkipError(f"{name}: given to a module that was read with {name}={constant!r}; leave it out")
+
+
+class Reader(fx.Tracer):
+    """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them."""
+
+    def __init__(self, fixed: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.fixed = fixed or {}
+
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [self._given(arg) for arg in args]
+
+    def _given(self, arg: Any) -> Any:
+        name = arg.node.target if isinstance(arg, fx.Proxy) else None
+        if name not in self.fixed:
+            return arg
+        check = self.create_proxy("call_function", as_read, (arg, self.fixed[name], name), {})
+        check.node.meta["is_wrapped"] = True  # as torch.fx marks what it does not look into
+        return self.fixed[name]
+
+
+def needed(module: nn.Module, graph: fx.Graph) -> Callable[[fx.Node], bool]:
+    """Tells which nodes of `graph`, of `module`, have an effect though nothing reads them; for what it is now.
+
+    torch.fx takes every method and every module for pure. Here what is called as a statement has an effect, and what
+    changes a value in place, unless it is the only reader of what a layer with weights made.
+    """
+    readings = (getattr, operator.getitem)
+    statements = {node for node in graph.nodes if not node.users and node.target not in readings}
+
+    def has_effect(node: fx.Node) -> bool:
+        if _changes_in_place(module, node):
+            return not _alone(module, node)
+        return node.is_impure() or (node in statements and node.op.startswith("call_"))
+
+    return has_effect
+
+
+def _changes_in_place(module: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(node.target), "inplace", False))
+    if not node.op.startswith("call_"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    given = dict(node.kwargs)
+    with contextlib.suppress(TypeError, ValueError):  # a method, or a function of C++
+        given |= inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    marked = name.endswith("_") and not name.endswith("__")
+    return marked or node.target in IN_PLACE or given.get("inplace") is True or "out" in given
+
+
+def _alone(module: nn.Module, node: fx.Node) -> bool:
+    made = next(iter(node.all_input_nodes), None)
+    if made is None or made.op != "call_module" or set(made.users) != {node}:
+        return False
+    return next(module.get_submodule(made.target).parameters(), None) is not None
+
+
+def shapes(module: nn.Module, graph: fx.Graph, call: inspect.BoundArguments) -> dict[fx.Node, torch.Size]:
+    """Of each tensor in `graph`, of `module`, when it is called so in eval mode; empty where it takes *args."""
+    call.apply_defaults()
+    names = [node.target for node in graph.find_nodes(op="placeholder")]
+    if any(name.startswith("*") for name in names):
+        return {}
+    dtype = next((each.dtype for each in module.parameters() if each.is_floating_point()), None)
+
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype or value.dtype, copy=True) if floating else value
+
+    watching = _Shapes(copied(module), graph=graph)
+    with torch.no_grad():
+        watching.run(*(tree_map(cast, call.arguments[name]) for name in names))
+    return watching.found
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.found: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        if isinstance(value, torch.Tensor):
+            self.found[node] = value.shape
+        return value
 
 
 def free_name(stem: str, taken: Container[str]) -> str:
@@ -84,7 +244,7 @@ def combines(module: nn.Module) -> bool:
     return next(held, None) is None and not type(module).__module__.startswith("torch.nn.")
 
 
-class _Shallow(fx.Tracer):
+class _Shallow(Reader):
     """Reads one module's own forward, and what combines several values in it; other submodules stay whole."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
@@ -112,8 +272,8 @@ def _merged(module: nn.Module, in_training: fx.Graph, in_eval: fx.Graph) -> fx.G
         module.add_module(name, ByMode(training, evaluating).train(module.training))
         return in_training.call_module(name)
 
-    same = dict(zip(in_eval.nodes, in_training.nodes, strict=False))
-    if len(in_training.nodes) != len(in_eval.nodes) or not all(_alike(module, *pair) for pair in same.items()):
+    same = _matched(module, in_eval, in_training)
+    if same is None:
         raise SkipError("it runs other operators in training mode than in eval mode; let a submodule do so")
     for theirs, ours in same.items():
         given, spec = tree_flatten((ours.args, ours.kwargs))
@@ -124,6 +284,23 @@ def _merged(module: nn.Module, in_training: fx.Graph, in_eval: fx.Graph) -> fx.G
             values = [chosen(*pair) for pair in zip(given, found, strict=True)]
         ours.args, ours.kwargs = tree_unflatten(values, spec)
     return in_training
+
+
+def alike(module: nn.Module, one: fx.Graph, other: fx.Graph) -> bool:
+    """Whether two graphs of `module` are the same but for the names of their nodes."""
+    same = _matched(module, one, other)
+    return same is not None and all(
+        fx.map_arg((mine.args, mine.kwargs), same.__getitem__) == (theirs.args, theirs.kwargs)
+        for mine, theirs in same.items()
+    )
+
+
+def _matched(module: nn.Module, one: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node] | None:
+    """Each node of `one` and the one in its place in `other`; None where they run different operators."""
+    same = dict(zip(one.nodes, other.nodes, strict=False))
+    if len(one.nodes) != len(other.nodes) or not all(_alike(module, *pair) for pair in same.items()):
+        return None
+    return same
 
 
 def _alike(module: nn.Module, one: fx.Node, other: fx.Node) -> bool:

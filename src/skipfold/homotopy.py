@@ -1,6 +1,7 @@
 """Skip connections with a strength t, in any network whose blocks add what they skip."""
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -8,9 +9,19 @@ import torch
 from torch import fx, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from skipfold.equality import Equality, additions, certify
+from skipfold.equality import Equality, additions, calls, certify
 from skipfold.errors import ConfigError, NoSkipsError, SkipError
-from skipfold.graphs import combines, free_name, module_of, own_graph, sources
+from skipfold.graphs import (
+    check_forward,
+    combines,
+    fixed_parameters,
+    free_name,
+    hooked,
+    module_of,
+    own_graph,
+    shapes,
+    sources,
+)
 from skipfold.schedules import check_strength
 from skipfold.subject import check_module, first_line
 
@@ -62,8 +73,13 @@ class Skip(nn.Module):
                 self.register_buffer(mark, torch.tensor(True))
 
     def forward(self, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        # Autocast gives the two different dtypes; where torch.fx reads this, they are proxies and no dtypes.
-        apart = isinstance(branch.dtype, torch.dtype) and (branch.dtype in HALF or branch.dtype != skip.dtype)
+        read = not isinstance(branch.dtype, torch.dtype)  # by torch.fx: they are proxies
+        if not read and branch.shape != skip.shape:
+            raise SkipError(
+                f"F of shape {list(branch.shape)} and skip of {list(skip.shape)} given; one shape is allowed, since "
+                "without the skip the sum would have another"
+            )
+        apart = not read and (branch.dtype in HALF or branch.dtype != skip.dtype)  # by autocast
         if self.weights == "convex" and not self.normalize and not apart:
             return torch.lerp(branch, skip, self.t.to(branch.dtype))
         of_branch, of_skip = self.pair(branch.dtype)
@@ -132,7 +148,7 @@ def to_homotopy(
     other methods. Parameters keep their names, so pretrained weights load before or after. `weights` and `normalize` as
     in Skip: with `normalize` the network at equal weights is the original. The forward of a module whose path is in
     `leave` is left as it is, not that of modules in it. A block that the network runs several times has one strength
-    for all.
+    for all. Additions of two shapes stay, and so do optional parameters at the values that they have on `example`.
 
     `example` is a batch, or the shape of one sample. The certificate compares the rewired network, normalized and at
     equal weights, with `model`, and unless `export` is False with what torch.export makes of it. Raises SkipError where
@@ -148,16 +164,20 @@ def to_homotopy(
         return insert_skips(copy.deepcopy(source), t=0.5, normalize=True, among=among)
 
     result = insert_skips(copy.deepcopy(model), t, weights, normalize, among)
-    return result, certify("to_homotopy", model, convert, example, export=export)
+    return result, certify("to_homotopy", model, convert, example, export=export, skip=Skip)
 
 
-def adding(model: nn.Module, example: torch.Tensor | Sequence[int], leave: Collection[str] = ()) -> set[str]:
-    """Paths of the modules of `model` that add two activations themselves, without those in `leave`.
+def adding(
+    model: nn.Module, example: torch.Tensor | Sequence[int], leave: Collection[str] = ()
+) -> dict[str, list[inspect.BoundArguments]]:
+    """Paths of the modules of `model` that add two activations themselves, without those in `leave`, and their calls.
 
     With one that only combines what it is given, also the one that it is part of. Of a module that runs under several
     paths, all. Raises ConfigError on a path in `leave` that is not there, ModuleError, InputShapeError and WeightsError
     where `model` cannot be run on `example`.
     """
+    if isinstance(leave, str):
+        raise ConfigError(f"leave: {leave!r} given; a list of paths is allowed, e.g. [{leave!r}]")
     modules = dict(model.named_modules(remove_duplicate=False))
     if unknown := sorted(set(leave) - modules.keys()):
         raise ConfigError(f"leave: no module at {', '.join(unknown)}; paths as named_modules gives them are allowed")
@@ -165,7 +185,9 @@ def adding(model: nn.Module, example: torch.Tensor | Sequence[int], leave: Colle
     parts = [path for path, module in modules.items() if id(module) in wanted and combines(module)]
     wanted |= {id(modules[path.rpartition(".")[0]]) for path in parts}
     wanted -= {id(modules[path]) for path in leave}
-    return {path for path, module in modules.items() if id(module) in wanted}
+    found = {path: module for path, module in modules.items() if id(module) in wanted}
+    by_module = {id(modules[path]): made for path, made in calls(model, example, found).items()}
+    return {path: by_module.get(id(module), []) for path, module in found.items()}
 
 
 def insert_skips(
@@ -177,8 +199,9 @@ def insert_skips(
 ) -> nn.Module:
     """`model` with a Skip in place of each residual addition, changed in place and not certified; see to_homotopy.
 
-    Only modules whose paths are in `among` are read (see `adding`); None means all.
+    Only modules whose paths are in `among` are read (see `adding`, which gives their calls too); None means all.
     """
+    seen = among if isinstance(among, Mapping) else {}
     device = next((parameter.device for parameter in model.parameters()), None)
 
     def make() -> Skip:
@@ -190,7 +213,7 @@ def insert_skips(
         if _settled(module) or (among is not None and path not in among):
             continue
         try:
-            converted = done.get(id(module)) or _converted(module, make)
+            converted = done.get(id(module)) or _converted(module, make, seen.get(path, ()))
         except Exception as error:  # whatever a forward does with the proxies of torch.fx
             unread = "give an input shape" if among is None else "name it in leave"
             raise SkipError(
@@ -198,17 +221,24 @@ def insert_skips(
                 f"rewrite its forward without branches on values, or {unread} if it adds no skip"
             ) from error
         if converted is not None:
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise SkipError(f"{path or 'network'}: has forward hooks, which would be lost; remove them first")
+            check_hooks(path, module)
             done[id(module)] = converted
             if not path:
                 return converted
             model.set_submodule(path, converted)
     if not skips(model):
+        added = f"; other additions are in {', '.join(path or 'network' for path in among)}" if among else ""
         raise NoSkipsError(
-            "no skip connection found: no block adds its input, or a projection of it, to what it computes"
+            "no skip connection found: no block adds its input, or a projection of it, of one shape, to what it "
+            f"computes{added}"
         )
     return model
+
+
+def check_hooks(path: str, module: nn.Module) -> None:
+    """Raises SkipError where `module`, which another will take the place of, has hooks."""
+    if hooked(module):
+        raise SkipError(f"{path or 'network'}: has hooks, which would be lost; remove them first")
 
 
 def _settled(module: nn.Module) -> bool:
@@ -217,15 +247,20 @@ def _settled(module: nn.Module) -> bool:
     return own or isinstance(module, Skip | HomotopyBlock)
 
 
-def _converted(module: nn.Module, make: Callable[[], Skip]) -> nn.Module | None:
-    """`module` with its skips weighted by what `make` gives, all in their own modes; None where it adds none."""
+def _converted(module: nn.Module, make: Callable[[], Skip], seen: Sequence[inspect.BoundArguments]) -> nn.Module | None:
+    """`module` with its skips weighted by what `make` gives, all in their own modes; None where it adds none.
+
+    `seen` are calls of it, by which its optional parameters and the shapes of what it adds are known.
+    """
     if type(module) in ORDER:
+        check_forward(module)
         return HomotopyBlock(module, make().train(module.training))
-    graph = own_graph(module)
+    graph = own_graph(module, fixed_parameters(module, seen) if seen else None)
+    shape = shapes(module, graph, seen[0]) if seen else {}
     adds = False
     for node in list(graph.nodes):
         # Read now: one of its sides may be an addition that was just replaced.
-        if (sides := _residual(module, node)) is None:
+        if (sides := _residual(module, node)) is None or len({shape.get(side) for side in sides}) > 1:
             continue
         adds = True
         name = free_name("skip", dir(module))
@@ -233,6 +268,7 @@ def _converted(module: nn.Module, make: Callable[[], Skip]) -> nn.Module | None:
         with graph.inserting_after(node):
             weighted = graph.call_module(name, sides)
         node.replace_all_uses_with(weighted)
+        shape[weighted] = shape.get(node)
         graph.erase_node(node)
     return module_of(graph, module) if adds else None
 
@@ -281,13 +317,15 @@ def skip_strengths(model: nn.Module) -> dict[str, float]:
 def set_skip_strength(model: nn.Module, t: float | Mapping[str, float]) -> None:
     """Set t in every Skip of `model`, or in those named by path, in place.
 
-    Raises ConfigError, before anything is set, on a t outside [0, 1] and on a path without a Skip.
+    Raises ConfigError, before anything is set, on a t outside [0, 1] and on a path without a Skip, NoSkipsError where
+    `model` has none.
     """
-    held = skips(model)
+    if not (held := skips(model)):
+        raise NoSkipsError("the network has no skip strength to set; convert it with to_homotopy first")
     if not isinstance(t, Mapping):
         t = dict.fromkeys(held, check_strength(t))
     if unknown := [path for path in t if path not in held]:
-        raise ConfigError(f"t: no Skip at {', '.join(unknown)}; there are {', '.join(held) or 'none'}")
+        raise ConfigError(f"t: no Skip at {', '.join(unknown)}; there are {', '.join(held)}")
     for path, strength in t.items():
         check_strength(strength, f"t of {path}")
     for path, strength in t.items():
@@ -299,12 +337,10 @@ class StrengthScheduler:
 
     `schedule` is a callable of the time, such as a Schedule, or one for each Skip by its path. t is set at once for
     time 0, and by each `step()`, after an epoch or after an optimizer step, for the next time. Raises ConfigError on
-    an unknown path, on what is not callable and on a t outside [0, 1], SkipError where `model` has no Skip.
+    an unknown path, on what is not callable and on a t outside [0, 1], NoSkipsError where `model` has no Skip.
     """
 
     def __init__(self, model: nn.Module, schedule: Callable[[int], float] | Mapping[str, Callable[[int], float]]):
-        if not skips(model):
-            raise SkipError("the network has no skip strength to set; convert it with to_homotopy first")
         for each in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
             if not callable(each):
                 raise ConfigError(f"schedule: {each!r} given; a callable of the time is allowed, e.g. a Schedule")
@@ -327,5 +363,7 @@ class StrengthScheduler:
         return {"time": self.time}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from the time of `state`."""
+        """Go on from the time of `state`. Raises ConfigError where it has none."""
+        if "time" not in state:
+            raise ConfigError(f"state: {dict(state)!r} given; what state_dict gave is allowed, e.g. {{'time': 3}}")
         self.set_time(state["time"])

@@ -11,9 +11,10 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from skipfold.errors import ConfigError, check_count
-from skipfold.homotopy import Skip, set_skip_strength
+from skipfold.homotopy import Skip, set_skip_strength, skips
 from skipfold.recursion import Layer, SkipCNN
 from skipfold.resnet import resnet
+from skipfold.schedules import check_strength
 
 INPUT_SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -105,7 +106,9 @@ def build(name: str, options: Mapping[str, Any] | None = None, generator: torch.
         model = NETWORKS[name](**options)
     model = model.to_empty(device="cpu")
     initialize(model, generator or torch.Generator().manual_seed(0), init)
-    set_skip_strength(model, options.get("t", 0.5))
+    t = check_strength(options.get("t", 0.5))
+    if skips(model):
+        set_skip_strength(model, t)
     return model
 
 

@@ -9,12 +9,21 @@ from torch import fx, nn
 
 from skipfold.cropping import crop_dead_taps
 from skipfold.equality import Equality, certify
-from skipfold.errors import SkipError
+from skipfold.errors import NoSkipsError, SkipError
 from skipfold.folding import fold_batchnorm
-from skipfold.graphs import free_name
-from skipfold.homotopy import HomotopyBlock, Skip, innermost_first, skip_strengths, skips
+from skipfold.graphs import free_name, needed
+from skipfold.homotopy import (
+    HomotopyBlock,
+    Skip,
+    adding,
+    check_hooks,
+    innermost_first,
+    insert_skips,
+    skip_strengths,
+    skips,
+)
 from skipfold.recursion import SkipCNN
-from skipfold.subject import check_module, sample_shape
+from skipfold.subject import check_module
 
 
 def remove_skips(
@@ -28,26 +37,28 @@ def remove_skips(
     """A copy of `model`, whose t are all 0, in eval mode without skips, and the certificate that it is the same.
 
     No addition, no projection, no t; blocks that are left as a chain become an nn.Sequential. Only what a Skip adds is
-    a skip here: other additions stay, and the certificate counts them. `fold` puts BatchNorms into the layers before
+    a skip here: other additions stay, and the certificate names them. `fold` puts BatchNorms into the layers before
     them, `crop` leaves out the taps of kernels that only ever meet padding: exact for the size of `example` (a batch,
     or the shape of one sample), refused for others. `export` certifies what torch.export makes of the result too.
 
-    Raises SkipError, naming the blocks, where a t is not 0, and where the result is not the same function;
-    ModuleError, InputShapeError and WeightsError where `model` cannot be run.
+    Raises SkipError, naming the blocks, where a t is not 0, and where the result is not the same function; NoSkipsError
+    where the network has no t though it adds what it skips; ModuleError, InputShapeError and WeightsError where `model`
+    cannot be run.
     """
     check_module(model)
-    shape = sample_shape(example)
+    if not skips(model):
+        _check_additions(model, example)
 
     def convert(source: nn.Module) -> nn.Module:
         plain = strip(source).eval()
-        plain = fold_batchnorm(plain) if fold else plain
-        plain = crop_dead_taps(plain, shape) if crop else plain
+        plain = fold_batchnorm(plain, example) if fold else plain
+        plain = crop_dead_taps(plain, example) if crop else plain
         for parameter in plain.parameters():
             parameter.data = parameter.data.contiguous()
         return plain
 
     _check_strengths(model)
-    certificate = certify("remove_skips", model, convert, example, export=export)
+    certificate = certify("remove_skips", model, convert, example, export=export, skip=Skip)
     return convert(model), certificate
 
 
@@ -63,8 +74,10 @@ def strip(model: nn.Module) -> nn.Module:
         if id(module) in done:
             plain = done[id(module)]
         elif isinstance(module, HomotopyBlock):
+            check_hooks(path, module)
             plain = _chain(module, [*module.order, "relu"])
         elif isinstance(module, fx.GraphModule) and any(isinstance(child, Skip) for child in module.children()):
+            check_hooks(path, module)
             plain = _without_skips(module)
         else:
             continue
@@ -75,6 +88,16 @@ def strip(model: nn.Module) -> nn.Module:
     if left := list(skips(model)):
         raise SkipError(f"skips that no block of to_homotopy holds: {', '.join(left)}; convert the network with it")
     return model
+
+
+def _check_additions(model: nn.Module, example: torch.Tensor | Sequence[int]) -> None:
+    """Raises NoSkipsError where `to_homotopy` would find a skip, which a network without skips has not."""
+    try:
+        found = skips(insert_skips(copy.deepcopy(model), among=adding(model, example)))
+    except SkipError:
+        return
+    named = ", ".join(path.rpartition(".")[0] or "network" for path in found)
+    raise NoSkipsError(f"the network has no skip strength t, but skips in {named}; convert it with to_homotopy first")
 
 
 def _check_strengths(model: nn.Module) -> None:
@@ -95,11 +118,12 @@ def _chain(block: nn.Module, order: Sequence[str]) -> nn.Sequential:
 
 
 def _without_skips(block: fx.GraphModule) -> nn.Module:
+    has_effect = needed(block, block.graph)
     for node in list(block.graph.nodes):
         if node.op == "call_module" and isinstance(block.get_submodule(node.target), Skip):
             node.replace_all_uses_with(node.args[0])
             block.graph.erase_node(node)
-    block.graph.eliminate_dead_code()
+    block.graph.eliminate_dead_code(has_effect)
     block.delete_all_unused_submodules()
     block.recompile()
     order = [node for node in block.graph.nodes if node.op not in ("placeholder", "output")]
