@@ -1,8 +1,7 @@
 """subject: what is asked of a module before anything is done with it, and how far a result is from it."""
 
-import math
-
 import functools
+import math
 
 import numpy as np
 import pytest
