@@ -19,7 +19,7 @@ from skipfold.chains import collapse_convolution
 from skipfold.collapse import collapse, fold_preprocessing
 from skipfold.errors import NotAffineError
 from skipfold.folding import fold_affine
-from skipfold.homotopy import Skip, set_skip_strength, to_homotopy
+from skipfold.homotopy import Skip, set_skip_strength, skips, to_homotopy
 from skipfold.networks import INPUT_SHAPE, NETWORKS, build
 from skipfold.removal import remove_skips
 from skipfold.replication.data import Dataset
@@ -180,7 +180,8 @@ def test_a_trial_stays_on_its_device(network, optimizer, count):
     learner.load([initial_network(trial, crop=True)] * count)
     assert all_on_cuda(learner.model) and learner.totals.is_cuda
     network = learner.network(count - 1)
-    set_skip_strength(network, 0)
+    if skips(network):
+        set_skip_strength(network, 0)
     measure_trained(trial, network, learner.dataset)
 
 

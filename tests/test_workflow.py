@@ -146,7 +146,7 @@ def test_a_run_in_more_parts_times_nothing_again(smoke):
 
 def test_a_changed_source_runs_its_rules_again(smoke):
     place, _ = smoke
-    source = place / "src" / "skipfold" / "figures.py"
+    source = place / "src" / "skipfold" / "replication" / "figures.py"
     text, times = source.read_text(), source.stat()
     source.write_text(text + "\n# changed\n")
     try:

@@ -158,6 +158,7 @@ def collapse(
         own = _own(module, example, shape, dtype, device)
         reference = _Reference(module, shape, dtype, device, max_bytes)
         _refuse(module, reference.structure, accept_unknown)
+        reference.check_memory()
         residual, outputs, points = reference.probe(probes)
         residual = max(residual, reference.wide_residual())
         if not residual <= RESIDUAL_TOLERANCE:
@@ -262,10 +263,12 @@ class _Reference:
         self.fixed = 5 * self.weights // 2 + 3 * 8 * self.inputs * self.outputs
         # Twice, since gradients are as large as the activations they belong to.
         self.sample = 2 * (self.structure.bytes + self.structure.workspace + 8 * (self.inputs + self.outputs))
-        self._check(
-            self.fixed + self.sample, f"a layer of {self.inputs} inputs and {self.outputs} outputs, and one sample"
-        )
         self.chunk = max(1, min((max_bytes - self.fixed) // self.sample, MAX_CHUNK))
+
+    def check_memory(self) -> None:
+        """Raises MemoryBoundError where collapsing would take more than is allowed."""
+        layer = f"a layer of {self.inputs} inputs and {self.outputs} outputs, and one sample"
+        self._check(self.fixed + self.sample, layer)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs [N, outputs] of inputs [N, *shape]."""

@@ -23,7 +23,7 @@ from skipfold.homotopy import (
     skips,
 )
 from skipfold.recursion import SkipCNN
-from skipfold.subject import check_module
+from skipfold.subject import check_module, copied
 
 
 def remove_skips(
@@ -93,7 +93,7 @@ def strip(model: nn.Module) -> nn.Module:
 def _check_additions(model: nn.Module, example: torch.Tensor | Sequence[int]) -> None:
     """Raises NoSkipsError where `to_homotopy` would find a skip, which a network without skips has not."""
     try:
-        found = skips(insert_skips(copy.deepcopy(model), among=adding(model, example)))
+        found = skips(insert_skips(copied(model), among=adding(model, example)))
     except SkipError:
         return
     named = ", ".join(path.rpartition(".")[0] or "network" for path in found)
