@@ -219,7 +219,8 @@ def test_products_of_stacked_networks_stay_on_their_device():
 def test_timed_networks_stay_on_their_device(fake_tensors, monkeypatch):
     # As above: fake weights are all 0.
     monkeypatch.setattr(Skip, "pair", lambda self, dtype: (0.7, 0.3))
-    timed = contenders.__wrapped__(CUDA)
+    # ResNet34's forms are those of ResNet18, deeper.
+    timed = [each for each in contenders.__wrapped__(CUDA) if each.network != "resnet34"]
     x = torch.rand(64, *INPUT_SHAPE).to(CUDA)
     with torch.inference_mode():
         for contender in timed:
