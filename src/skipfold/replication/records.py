@@ -1,9 +1,8 @@
 """The records of an experiment: read from the store, or trained now and stored."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -54,14 +53,15 @@ def part(
     return [trial for group in groups[first - 1 :: parts] for trial in group]
 
 
-def images(settings: config.Config, asked: Trial | Mapping[str, Any]) -> data.Dataset:
-    """The images of a trial, or of a configuration, on the CPU; raises DataError or ConfigError where none are."""
-    name, train, val = (
-        asked[key] if isinstance(asked, Mapping) else getattr(asked, key)
-        for key in ("data", "train_images", "val_images")
-    )
+def images(settings: config.Config, trial: Trial) -> data.Dataset:
+    """The images of `trial`, on the CPU; raises DataError or ConfigError where they are not there."""
+    return dataset(settings, trial.data).first(trial.train_images, trial.val_images)
+
+
+def dataset(settings: config.Config, name: str) -> data.Dataset:
+    """All images of the data set `name`, on the CPU, read once a process; raises as `images` does."""
     folder = settings["data_folder"]
-    return _load(name, folder and config.root() / folder).first(train, val)
+    return _load(name, folder and config.root() / folder)
 
 
 @functools.lru_cache(maxsize=1)

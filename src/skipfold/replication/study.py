@@ -15,7 +15,7 @@ from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
 from skipfold.replication import ceiling, claims, config, experiments, figures, sensitivity, statistics
 from skipfold.replication.progress import in_notebook
-from skipfold.replication.records import images, prepare, records
+from skipfold.replication.records import dataset, prepare, records
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
 PARAMETERS = {
@@ -219,8 +219,8 @@ def _linear_comparison(study: Study) -> None:
 
 def _ceiling(settings: config.Config) -> pd.DataFrame:
     device, _ = prepare(settings)
-    found = ceiling.best_affine(images(settings, settings).to(device))
     used = {key: settings[key] for key in ("train_images", "val_images")}
+    found = ceiling.best_affine(dataset(settings, settings["data"]).first(*used.values()).to(device))
     return found.assign(**used, tier=settings["tier"]).astype(dict.fromkeys(used, "Int64"))
 
 
