@@ -188,7 +188,7 @@ def main() -> None:
             for branches, learner in arranged:
                 start = time.perf_counter()
                 torch.backends.cuda.matmul.allow_tf32 = learner is Products and arguments.precision == "tf32"
-                bench = Bench(trial, dataset, branches * count, count, learner)
+                bench = Bench([trial] * branches * count, dataset, count, learner)
                 built = time.perf_counter() - start
                 seconds = bench.seconds_a_step(arguments.steps)
                 way = f"graph, {branches} x {count} stacked"

@@ -48,14 +48,19 @@ def test_with_batchnorm_validation_images_count_twice(network, passes):
 
 
 def test_trials_that_train_side_by_side_are_measured_so(tmp_path):
-    """As the sweep does it: 17 of at most 16 are two groups of 9, of at most 8 three of 6."""
+    """As the sweep does it: 17 of at most 16 are two groups of 9, of at most 8 three of 6; few are beside others."""
     loaded = settings(tmp_path)
     alike = [Trial("test", "any", index, "perceptron") for index in range(17)]
-    on_cuda, on_cpu = (quote._bench(alike, torch.device(name), loaded) for name in ("cuda", "cpu"))
-    assert (on_cuda.trials, on_cuda.size, on_cpu.size) == (17, 9, 6)
-    assert quote._bench([Trial("test", "any", 0, "resnet18")] * 17, torch.device("cpu"), loaded).size == 1
-    assert quote._bench(alike, torch.device("cpu"), loaded | {"side_by_side": 4}).size == 4
-    assert on_cuda.key != on_cpu.key
+
+    def benches(trials, device, settings=loaded):
+        return [(bench.trials, bench.size) for bench in quote._benches(trials, torch.device(device), settings)]
+
+    assert benches(alike, "cuda") == [(17, 9)] and benches(alike, "cpu") == [(17, 6)]
+    assert benches([Trial("test", "any", 0, "resnet18")] * 17, "cpu") == [(17, 1)]
+    assert benches(alike, "cpu", loaded | {"side_by_side": 4}) == [(17, 4)]
+    few = [*alike[:3], *(Trial("test", "any", index, "cnn3") for index in range(2))]
+    assert benches(few, "cuda") == [(3, 5), (2, 5)] and benches(few, "cpu") == [(3, 3), (2, 2)]
+    assert quote.Bench(alike[0], 17, 9).key != quote.Bench(alike[0], 17, 6).key
 
 
 @pytest.mark.parametrize("passes", [1, 2])

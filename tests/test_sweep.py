@@ -71,6 +71,33 @@ def test_sweep_equals_plain_loop(network, side_by_side, stacked, device, digits,
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("most", [7, 3])
+def test_kinds_of_few_trials_train_side_by_side(most, device, digits, tmp_path, float64, monkeypatch):
+    """Networks, options and optimizers differ; of 7 trials on a card where 3 fit, groups are of several kinds too."""
+    adam, wide = Optimizer("adam", lr=0.001), {"width": 3}
+    trials = [*mixed("cnn3")[:2], *mixed("perceptron", optimizer=adam)[:2], *mixed("resnet18")[:2]]
+    trials = [*trials, mixed("cnn3", options=wide)[2]]
+    monkeypatch.setattr(sweep, "rounds", lambda trials, device: [list(trials)])
+    Small(monkeypatch, size=most)
+    digits = digits.first(24, 20)
+    records = run(trials, tmp_path, digits, device, side_by_side=7)
+    for trial, record in zip(trials, records, strict=True):
+        plain, _ = train(trial, digits.to(device))
+        for epoch, reference in zip(record["epochs"], plain, strict=True):
+            assert without_seconds(epoch) == pytest.approx(without_seconds(reference), rel=1e-7)
+
+
+def test_on_cuda_kinds_of_few_trials_of_one_protocol_are_one_round():
+    few = [dataclasses.replace(trial, epochs=epochs) for epochs in (2, 10) for trial in mixed("cnn3")]
+    wide = mixed("cnn3", options={"width": 3})
+    many = [dataclasses.replace(mixed("perceptron")[0], index=index) for index in range(sweep.FEW + 1)]
+    trials = [*few, *many, *wide]
+    rounds = [[*few[:3], *wide], few[3:], many]
+    assert sweep.rounds(trials, torch.device("cuda")) == rounds
+    assert sweep.rounds(trials, torch.device("cpu")) == sweep.kinds(trials) == [few[:3], few[3:], many, wide]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stacked", [1, 2])
 @pytest.mark.parametrize("optimizer", [Optimizer(momentum=0.9, lr=0.001), Optimizer("adam", lr=0.001)])
 def test_optimizer_state_starts_anew_for_every_group(optimizer, stacked, device, digits, tmp_path):
@@ -111,7 +138,7 @@ def test_every_step_is_that_of_the_plain_loop(network, stacked, device, digits, 
     """Same initial weights, same order, and after each of the first steps the same sum of losses."""
     trials = mixed(network)
     dataset = digits.to(device)
-    bench = sweep.Bench(trials[0], dataset, 3, stacked)
+    bench = sweep.Bench(trials, dataset, stacked)
     alone = [Learner(trial, dataset, fast=False) for trial in trials]
     strengths = [trial.strengths[0] for trial in trials]
     orders = [torch.randperm(40, generator=trial.generator("order")) for trial in trials]
@@ -169,10 +196,10 @@ class Small:
     def __init__(self, monkeypatch, size=100, at=None):
         build, train_group, self.groups = sweep.Bench.__init__, sweep.Bench.train, 0
 
-        def init(bench, trial, dataset, wanted, stacked):
-            if wanted > size:
+        def init(bench, trials, *rest):
+            if len(trials) > size:
                 raise torch.OutOfMemoryError("simulated")
-            build(bench, trial, dataset, wanted, stacked)
+            build(bench, trials, *rest)
 
         def group(bench, trials, *rest):
             self.groups += 1
@@ -258,7 +285,7 @@ def test_a_run_killed_between_groups_goes_on_with_the_rest(digits, tmp_path):
 
 @pytest.mark.cuda
 def test_memory_that_runs_out_in_a_capture_can_be_used_again(digits):
-    trial, dataset = mixed("cnn3")[0], digits.to("cuda")
+    trials, dataset = mixed("cnn3"), digits.to("cuda")
 
     class Greedy(Learner):
         def step(self, batch):
@@ -266,15 +293,15 @@ def test_memory_that_runs_out_in_a_capture_can_be_used_again(digits):
             if torch.cuda.is_current_stream_capturing():
                 torch.empty(2**44, dtype=torch.uint8, device="cuda")
 
-    sweep.Bench(trial, dataset, 3)
+    sweep.Bench(trials, dataset)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
-            sweep.Bench(trial, dataset, 3, learner=Greedy)
+            sweep.Bench(trials, dataset, learner=Greedy)
         torch.cuda.empty_cache()
         assert torch.cuda.memory_reserved() <= before
-    assert sweep.Bench(trial, dataset, 3).seconds_a_step() > 0
+    assert sweep.Bench(trials, dataset).seconds_a_step() > 0
 
 
 @pytest.mark.parametrize(
@@ -305,7 +332,7 @@ def test_what_is_measured_fastest_and_runs_is_stacked_and_said(error, digits, mo
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("stacked", "learners"), [(1, 3), (2, 2), (3, 1)])
 def test_the_steps_that_are_timed_are_those_of_an_epoch(stacked, learners, device, digits):
-    bench = sweep.Bench(mixed("perceptron")[0], digits.to(device), 3, stacked)
+    bench = sweep.Bench(mixed("perceptron"), digits.to(device), stacked)
     assert bench.seconds_a_step() > 0
     assert [int(learner.cursor) for learner in bench.learners] == [2 * 16] * learners
 

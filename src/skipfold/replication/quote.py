@@ -88,7 +88,7 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
     for name, trials in wanted.items():
         missing[name] = [trial for trial in trials if trial not in store and trial not in seen]
         seen.update(missing[name])
-    benches = {name: [_bench(alike, device, settings) for alike in sweep.kinds(missing[name])] for name in wanted}
+    benches = {name: _benches(missing[name], device, settings) for name in wanted}
     costs = measure((bench for found in benches.values() for bench in found), device)
     for name, trials in missing.items():
         seconds, disk = float(NOTEBOOK_SECONDS), NOTEBOOK_BYTES
@@ -104,8 +104,8 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
 
 @dataclass(frozen=True)
 class Bench:
-    """How an experiment trains those of its trials that are alike: so many, `size` of them side by side, of which
-    `stacked` are one network, None: as `sweep.run` takes it."""
+    """How an experiment trains those of its trials that are alike: so many, `size` of them side by side, or of them and
+    others as long, of which `stacked` are one network, None: as `sweep.run` takes it."""
 
     trial: Trial
     trials: int
@@ -126,9 +126,14 @@ class Bench:
         return json.dumps(parts, sort_keys=True)
 
 
-def _bench(alike: Sequence[Trial], device: torch.device, settings: Config) -> Bench:
-    most = settings["side_by_side"] or sweep.best_size(alike[0].network, device)
-    return Bench(alike[0], len(alike), sweep.group_size(len(alike), most), settings["stacked"])
+def _benches(trials: Sequence[Trial], device: torch.device, settings: Config) -> list[Bench]:
+    found = []
+    for together in sweep.rounds(trials, device):
+        most = settings["side_by_side"] or sweep.best_size(together[0].network, device)
+        size, alike = sweep.group_size(len(together), most), sweep.kinds(together)
+        stacked = settings["stacked"] if len(alike) == 1 else 1
+        found += [Bench(kind[0], len(kind), size, stacked) for kind in alike]
+    return found
 
 
 def measure(benches: Iterable[Bench], device: torch.device) -> dict[str, Cost]:

@@ -47,9 +47,9 @@ def part(
     """
     first, parts = shard
     groups = []
-    for alike in sweep.kinds(trials):
-        size = sweep.group_size(len(alike), side_by_side or sweep.best_size(alike[0].network, device))
-        groups += [alike[start : start + size] for start in range(0, len(alike), size)]
+    for together in sweep.rounds(trials, device):
+        size = sweep.group_size(len(together), side_by_side or sweep.best_size(together[0].network, device))
+        groups += [together[start : start + size] for start in range(0, len(together), size)]
     return [trial for group in groups[first - 1 :: parts] for trial in group]
 
 

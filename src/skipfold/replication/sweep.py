@@ -34,11 +34,17 @@ WORTH_MEASURING = 40_000
 MEMORY_SHARE = 0.9
 """Of the GPU's free memory, what the trials side by side may take."""
 
+FEW = SIDE_BY_SIDE // 2
+"""Trials of a kind that, alone, leave a GPU idle: on CUDA they are trained beside other kinds."""
+
 # Read when CUDA starts: with the default of 8, more than 8 branches of a graph wait for each other.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 NAMING = ("experiment", "arm", "index", "schedule", "t")
-"""Fields of a trial that may differ between trials trained side by side."""
+"""Fields of a trial that may differ between trials of one kind."""
+
+PROTOCOL = ("data", "train_images", "val_images", "batch_size", "drop_last", "epochs", "precision")
+"""Fields of a trial that are the same for trials side by side, of whatever kinds: they take the same steps."""
 
 
 def run(
@@ -60,12 +66,12 @@ def run(
     missing = [trial for trial in records if records[trial] is None]
     if progress:
         progress.begin(len(records), len(records) - len(missing), sum(trial.epochs for trial in missing))
-    for kind in kinds(missing):
-        dataset = load_data(kind[0]).to(device)
-        size = group_size(len(kind), side_by_side or _fitting_size(kind, dataset))
-        steps = sum(trial.epochs for trial in kind) * len(dataset.train_images) // kind[0].batch_size
-        as_one = choose_stacked(kind[0], dataset, size, steps, stacked)
-        for trial, epochs, model in _train(kind, dataset, size, as_one, progress):
+    for together in rounds(missing, device):
+        dataset = load_data(together[0]).to(device)
+        size = group_size(len(together), side_by_side or _fitting_size(together, dataset))
+        steps = sum(trial.epochs for trial in together) * len(dataset.train_images) // together[0].batch_size
+        as_one = choose_stacked(together[0], dataset, size, steps, stacked) if len(kinds(together)) == 1 else 1
+        for trial, epochs, model in _train(together, dataset, size, as_one, progress):
             final = _measured(trial, model, dataset)
             provenance = stamp(device, dataset.md5)
             records[trial] = store.put(trial, {"epochs": epochs, "final": final, "provenance": provenance})
@@ -99,21 +105,36 @@ def kinds(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(kinds.values())
 
 
+def rounds(trials: Iterable[Trial], device: torch.device) -> list[list[Trial]]:
+    """Trials that are trained together, in groups: a kind, or on CUDA all kinds of at most FEW trials and one PROTOCOL.
+
+    A kind of its own for a single trial would take as long as one of many.
+    """
+    found: dict[tuple, list[Trial]] = {}
+    for number, kind in enumerate(kinds(trials)):
+        few = device.type == "cuda" and len(kind) <= FEW
+        key = tuple(getattr(kind[0], name) for name in PROTOCOL) if few else (number,)
+        found.setdefault(key, []).extend(kind)
+    return list(found.values())
+
+
 def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, stacked: int, progress) -> Iterator[tuple]:
-    """Train in groups of equal size, each on one bench; out of memory halves the group."""
-    waiting = list(trials)
+    """Train in groups of equal size, those of one kind all on one bench; out of memory halves the group."""
+    waiting, one_kind = list(trials), len(kinds(trials)) == 1
     while waiting:
         size = group_size(len(waiting), side_by_side)
         try:
             with arithmetic(waiting[0].precision), _drawing(dataset) as draw:
                 ahead = draw(waiting[:size])
-                bench = Bench(waiting[0], dataset, size, stacked)
+                bench = Bench(waiting[:size], dataset, stacked)
                 while waiting:
                     group, initials = waiting[:size], ahead
-                    ahead = draw(waiting[size : 2 * size])
+                    ahead = draw(waiting[size : 2 * size]) if one_kind else []
                     yield from bench.train(group, [drawn() for drawn in initials], progress)
                     del waiting[: len(group)]
-            return
+                    if not one_kind:
+                        break
+            continue
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise _does_not_fit(waiting[0]) from error
@@ -158,7 +179,7 @@ def fastest_stacked(trial: Trial, dataset: Dataset, size: int) -> int:
     with arithmetic(trial.precision):
         for stacked in dict.fromkeys((1, group_size(size, 4), size)):
             try:
-                times[stacked] = Bench(trial, dataset, size, stacked).seconds_a_step() / size
+                times[stacked] = Bench([trial] * size, dataset, stacked).seconds_a_step() / size
             except RuntimeError as error:  # torch.OutOfMemoryError is one, and what cuDNN says of what it does not have
                 print(f"sweep: {trial.network}: {stacked} stacked is left out: {first_line(error)}", flush=True)
             if dataset.train_images.is_cuda:
@@ -178,13 +199,12 @@ def _fitting_size(trials: Sequence[Trial], dataset: Dataset) -> int:
     most = best_size(trials[0].network, device)
     if device.type != "cuda":
         return most
-    try:
-        needed, free = _memory(trials[0], dataset), torch.cuda.mem_get_info()[0]
-    except torch.OutOfMemoryError as error:
-        raise _does_not_fit(trials[0]) from error
+    needed = max(_memory(kind[0], dataset) for kind in kinds(trials))
+    free = torch.cuda.mem_get_info()[0]
     size = fitting(free, needed, min(most, len(trials)))
+    named = ", ".join(dict.fromkeys(trial.network for trial in trials))
     print(
-        f"sweep: {trials[0].network}: {size} of {len(trials)} trials side by side, about {needed / 2**30:.2f} GiB "
+        f"sweep: {named}: {size} of {len(trials)} trials side by side, about {needed / 2**30:.2f} GiB "
         f"each, {free / 2**30:.1f} GiB free",
         flush=True,
     )
@@ -203,20 +223,23 @@ def fitting(free: int, needed: int, wanted: int) -> int:
 
 
 def _memory(trial: Trial, dataset: Dataset) -> int:
-    """Bytes that one learner takes on the GPU, by a step and a validation pass."""
-    with arithmetic(trial.precision):
-        before = torch.cuda.memory_allocated()
-        learner = Learner(trial, dataset)
-        for _ in range(2):
-            # The first pass tries algorithms, some of which take more memory than the one that is kept.
-            torch.cuda.reset_peak_memory_stats()
-            learner.model.train()
-            learner.cursor.zero_()
-            learner.step(min(trial.batch_size, len(dataset.train_images)))
-            learner.model.eval()
-            learner.measure()
-        torch.cuda.synchronize()
-        needed = torch.cuda.max_memory_allocated() - before
+    """Bytes that one learner takes on the GPU, by a step and a validation pass; raises DeviceError where it has not."""
+    try:
+        with arithmetic(trial.precision):
+            before = torch.cuda.memory_allocated()
+            learner = Learner(trial, dataset)
+            for _ in range(2):
+                # The first pass tries algorithms, some of which take more memory than the one that is kept.
+                torch.cuda.reset_peak_memory_stats()
+                learner.model.train()
+                learner.cursor.zero_()
+                learner.step(min(trial.batch_size, len(dataset.train_images)))
+                learner.model.eval()
+                learner.measure()
+            torch.cuda.synchronize()
+            needed = torch.cuda.max_memory_allocated() - before
+    except torch.OutOfMemoryError as error:
+        raise _does_not_fit(trial) from error
     del learner
     torch.cuda.empty_cache()
     return needed
@@ -233,17 +256,18 @@ def _drawing(dataset: Dataset) -> Iterator[Callable[[Sequence[Trial]], list[Call
 
 
 class Bench:
-    """`size` networks of one kind on one device, in learners of at most `stacked`.
+    """A network for each of `trials`, of one PROTOCOL, on one device, in learners of at most `stacked`.
 
-    On a GPU a step of all learners is one CUDA graph of parallel branches, on a CPU they step in turn.
+    On a GPU a step of all learners is one CUDA graph of parallel branches, on a CPU they step in turn. Where `stacked`
+    is more than 1, the trials are of one kind.
     """
 
     def __init__(
-        self, trial: Trial, dataset: Dataset, size: int, stacked: int = 1, learner: Callable[..., Learner] = Learner
+        self, trials: Sequence[Trial], dataset: Dataset, stacked: int = 1, learner: Callable[..., Learner] = Learner
     ):
         self.dataset = dataset
-        self.stacked = group_size(size, stacked)
-        self.learners = [learner(trial, dataset, count=self.stacked) for _ in range(-(-size // self.stacked))]
+        self.stacked = group_size(len(trials), stacked)
+        self.learners = [learner(trial, dataset, count=self.stacked) for trial in trials[:: self.stacked]]
         self.active = self.learners
         self.on_cuda = dataset.train_images.device.type == "cuda"
         self.full, self.rest = self.learners[0].full, self.learners[0].rest
@@ -251,14 +275,14 @@ class Bench:
             # A root of its own: one of the branches would be waited for by those that come later.
             self.root, *self.streams = (torch.cuda.Stream() for _ in range(1 + len(self.learners)))
             self.pool = torch.cuda.graph_pool_handle()
+        self.batch_size = trials[0].batch_size
         self.steps = {
             batch: self._prepare(lambda learner, batch=batch: learner.step(batch), training=True)
-            for batch, count in ((trial.batch_size, self.full), (self.rest, self.rest))
+            for batch, count in ((self.batch_size, self.full), (self.rest, self.rest))
             if count
         }
         self.measure = self._prepare(Learner.measure, training=False)
         self.val_batches = self._val_batches()
-        self.batch_size = trial.batch_size
 
     def _prepare(self, action: Callable[[Learner], None], training: bool) -> Callable[[], None]:
         """`action` of every learner as one call."""
@@ -266,7 +290,7 @@ class Bench:
 
     def _val_batches(self) -> list[Callable[[], None]]:
         """What measures the validation images by batch, in order."""
-        sizes = self.learners[0].val_batches()
+        sizes = next(filter(None, (learner.val_batches() for learner in self.learners)), [])
         calls = {
             size: self._prepare(lambda learner, size=size: learner.measure_batch(size), training=True)
             for size in dict.fromkeys(sizes)
@@ -326,7 +350,7 @@ class Bench:
         return graph
 
     def train(self, trials: Sequence[Trial], initials: Sequence[nn.Module], progress) -> Iterator[tuple]:
-        """Train at most as many trials as there are networks, from their own initial values and data orders.
+        """Train trials of the kinds of the first networks, from their own initial values and data orders.
 
         Gives each trial with its epochs and its network, which is that trial's until the next one is asked for.
         """
@@ -372,7 +396,9 @@ class Bench:
             learner.begin_batches()
         for measure_batch in self.val_batches:
             measure_batch()
-        return self._means(len(self.dataset.val_images))
+        found = self._means(len(self.dataset.val_images))
+        normalized = [bool(learner.norms) for learner in self.active for _ in range(self.stacked)]
+        return [means if by_batch else None for means, by_batch in zip(found, normalized, strict=True)]
 
     def _means(self, images: int) -> list[Means]:
         """Of every network of the active learners, in order; those of the last one that idle come last."""
