@@ -45,8 +45,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Pa
             dict(parameters),
             kernel_name="python3",
             progress_bar=False,
-            # Else every kernel warns that it talks to this process, on this machine, without encryption.
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            # Else kernels warn that they talk to this process, on this machine, without encryption, and call it an
+            # error that they are stopped when they are done. What a cell raises comes another way.
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(f"{error.ename}: {error.evalue} ({notebook}; run so far: {running})") from error
