@@ -171,8 +171,8 @@ def test_interval_resamples_each_arm_by_itself():
     level = np.linspace(0, 0.4, 5)
     both = np.column_stack([level, level])
 
-    def difference(means):
-        return means[..., 0] - means[..., 1]
+    def difference(trials):
+        return (trials[..., 0] - trials[..., 1]).mean(axis=-1)
 
     assert statistics.interval(both, difference) == pytest.approx((0, 0))
     low, high = statistics.interval(both, difference, arms=["a", "b"])
@@ -182,9 +182,38 @@ def test_interval_resamples_each_arm_by_itself():
 def test_interval_of_a_curve_resamples_whole_trials():
     level = np.array([0.0, 0.1, 0.2, 0.3])
     curve = np.column_stack([level, 1 - level])
-    assert statistics.interval(curve, lambda means: means.sum(axis=-1)) == pytest.approx((1, 1))
-    low, high = statistics.interval(curve, lambda means: means[..., 0])
+    assert statistics.interval(curve, lambda trials: trials.mean(axis=-2).sum(axis=-1)) == pytest.approx((1, 1))
+    low, high = statistics.interval(curve)
     assert low < 0.1 and high > 0.2
+
+
+def test_distance_is_that_of_the_means_less_their_noise():
+    """By hand: means 3 and -4 of two trials, each with a variance of the mean of 1."""
+    values = np.array([[2.0, -3.0], [4.0, -5.0]])
+    assert statistics.distance(values, np.zeros(2))[0] == pytest.approx(((9 + 16) / 2 - 1) ** 0.5)
+    assert statistics.distance(values, values.mean(axis=0))[0] == 0
+    alone = statistics.distance(values[:1], np.zeros(2))
+    assert alone == pytest.approx((6.5**0.5, np.nan, np.nan), nan_ok=True)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.5, 1.5])
+def test_distance_is_as_often_in_its_interval_as_is_said(true):
+    """Ten points of five normal trials, whose means have noise of 0.45; and on the whole it is not too large."""
+    rng = np.random.default_rng(2)
+    found = np.array([statistics.distance(rng.normal(true, size=(5, 10)), np.zeros(10)) for _ in range(60)])
+    assert np.mean((found[:, 1] <= true) & (true <= found[:, 2])) >= 0.83
+    assert (found[:, 0] ** 2).mean() == pytest.approx(true**2, abs=0.1)
+
+
+def test_spread_of_means_that_are_equal_may_be_nothing():
+    rng = np.random.default_rng(3)
+    for equal in rng.normal(size=(20, 5, 10)):
+        found, low, high = statistics.spread(equal)
+        assert found == pytest.approx(np.ptp(equal.mean(axis=0))) and low == 0 and high > found
+    apart = rng.normal(size=(5, 10)) + np.linspace(0, 100, 10)
+    found, low, high = statistics.spread(apart)
+    assert 90 < low < 100 < high < 110
+    assert np.isnan(statistics.spread(apart[:1])[1:]).all()
 
 
 def test_one_trial_has_no_interval():

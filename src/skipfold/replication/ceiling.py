@@ -7,10 +7,9 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from skipfold.replication import statistics
 from skipfold.replication.data import Dataset, to_input
 from skipfold.replication.evaluation import accuracy
-from skipfold.replication.provenance import stamp
+from skipfold.replication.provenance import STAMP, stamp
 
 ITERATIONS = 1000
 """Of L-BFGS. On MNIST the training accuracy then changes in the fourth digit only."""
@@ -36,7 +35,7 @@ def best_affine(dataset: Dataset, iterations: int = ITERATIONS, epochs: int = EP
     other classifiers on its way. Columns: classifier (which of the two), stop (end, or best: the step with the highest
     validation accuracy), data, iterations (of L-BFGS, or epochs), loss (mean cross-entropy in nats, on the training
     images), gradient (its largest component, of the mean loss), train_accuracy, val_accuracy, seconds, and those of
-    statistics.STAMP but the tier.
+    STAMP but the tier.
     """
     train, val = (to_input(images).flatten(1) for images in (dataset.train_images, dataset.val_images))
     rows = []
@@ -63,7 +62,7 @@ def best_affine(dataset: Dataset, iterations: int = ITERATIONS, epochs: int = EP
         best = max(steps, key=lambda step: step["val_accuracy"])
         shared = {"classifier": name, "data": dataset.name, **stamp(train.device, dataset.md5)}
         rows += [{**shared, "stop": stop, **step} for stop, step in (("end", steps[-1]), ("best", best))]
-    columns = ["classifier", "stop", "data", *best, *(key for key in statistics.STAMP if key != "tier")]
+    columns = ["classifier", "stop", "data", *best, *(key for key in STAMP if key != "tier")]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -13,6 +13,7 @@ import yaml
 from skipfold.errors import ConfigError
 from skipfold.replication import statistics
 from skipfold.replication.config import root
+from skipfold.replication.provenance import STAMP
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -32,6 +33,7 @@ COLUMNS = (
     "published",
     "relation",
     "tolerance",
+    "limit",
     "ours",
     "low",
     "high",
@@ -44,7 +46,7 @@ COLUMNS = (
     "table",
     "notebook",
     "source",
-    *statistics.STAMP,
+    *STAMP,
 )
 
 
@@ -53,7 +55,10 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 class Finding(NamedTuple):
-    """Our value with its interval (what kind `interval` says), the number of trials, and the rows it came from."""
+    """Our value with its interval (what kind `interval` says), the number of trials, and the rows it came from.
+
+    `published` is the published value at our points, where it hangs on how many there are.
+    """
 
     value: float
     low: float
@@ -62,6 +67,7 @@ class Finding(NamedTuple):
     n: int | None
     rows: pd.DataFrame
     remark: str = ""
+    published: float | None = None
 
 
 class NotRun(Exception):
@@ -97,9 +103,10 @@ def judge(results: str | Path) -> pd.DataFrame:
 def judge_tables(tables: Tables, claims: list[dict[str, Any]]) -> pd.DataFrame:
     """A verdict for every check of `claims`, from the tables of a tier.
 
-    Columns: claim, id, quantity, published (text), relation, tolerance, ours, low, high, interval (what low and
-    high are), n (trials, of times rounds), verdict (one of VERDICTS), fitted (as the check says), remark, experiment,
-    table and notebook (paths under results/<tier>), source, STAMP. A value is empty where there is none.
+    Columns: claim, id, quantity, published (text), relation, tolerance, limit (what ours has to be, in words), ours,
+    low, high, interval (what low and high are), n (trials, of times rounds), verdict (one of VERDICTS), fitted (as the
+    check says), remark, experiment, table and notebook (paths under results/<tier>), source, STAMP. A value is empty
+    where there is none.
     """
     rows = [{"claim": claim["id"], **_row(check, tables)} for claim in claims for check in claim["checks"]]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -112,14 +119,19 @@ def _row(check: dict[str, Any], tables: Tables) -> dict[str, Any]:
     row["published"] = " to ".join(f"{x:g}" for x in value) if isinstance(value, list) else f"{value:g}"
     if reason := check.get("not_testable"):
         return row | {"verdict": NOT_TESTABLE, "remark": reason}
+    row["limit"] = limit(check)
     kind = check["measure"]["kind"]
+    if kind == "rmse":  # from what is published, which has none itself
+        row["published"] = None
     table = {"certificate": "certificates", "final": f"{check['experiment']}_trials"}.get(kind, check["experiment"])
-    notebook = "linear_comparison" if kind == "ceiling" else check["experiment"]
-    row |= {"table": f"tables/{table}.csv", "notebook": f"notebooks/{notebook}.ipynb"}
+    row |= {"table": f"tables/{table}.csv", "notebook": f"notebooks/{check['experiment']}.ipynb"}
     try:
         found = MEASURES[kind](check, tables)
     except NotRun as reason:
         return row | {"verdict": NOT_JUDGED, "remark": str(reason)}
+    if found.published is not None:
+        check = check | {"published": found.published}
+        row |= {"published": f"{found.published:.5g}", "limit": limit(check)}
     lowest, highest = accepted(check)
     verdict, remark = _verdict(found, lowest, highest)
     remarks = [found.remark, remark]
@@ -140,8 +152,7 @@ def _verdict(found: Finding, lowest: float, highest: float) -> tuple[str, str]:
     holds = lowest <= found.value <= highest
     within, apart = lowest <= found.low and found.high <= highest, found.high < lowest or highest < found.low
     if math.isfinite(found.low) and not (within if holds else apart):
-        what = "median" if found.interval == OF_MEDIAN else "mean"
-        return INCONCLUSIVE, f"the {what} lies {'within' if holds else 'outside'} the limit"
+        return INCONCLUSIVE, f"our value lies {'within' if holds else 'outside'} the limit"
     return (REPRODUCED if holds else NOT_REPRODUCED), ""
 
 
@@ -257,7 +268,7 @@ def _finding(
     points: Points, statistic: Callable[[np.ndarray], np.ndarray], theirs: np.ndarray | None = None
 ) -> Finding:
     """`statistic` of our means, and in the remark of the published points `theirs` where all of them are."""
-    low, high = statistics.interval(points.values, statistic, points.keys["arm"])
+    low, high = statistics.interval(points.values, lambda trials: statistic(trials.mean(axis=-2)), points.keys["arm"])
     value = float(statistic(points.values.mean(axis=0)))
     remark = "" if theirs is None or np.isnan(theirs).any() else f"published at the same t {statistic(theirs):.5f}"
     return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
@@ -290,9 +301,12 @@ def _mean(check: dict[str, Any], tables: Tables) -> Finding:
 
 
 def _range(check: dict[str, Any], tables: Tables) -> Finding:
-    """Largest less smallest of the mean accuracies."""
+    """Largest less smallest of the mean accuracies; it grows with the number of t, so the published one is at ours."""
     points = _points(check, check["measure"]["of"], tables)
-    return _finding(points, lambda means: np.ptp(means, axis=-1), _over_t(check, points))
+    theirs = _theirs(check, points)
+    found = statistics.spread(points.values, points.keys["arm"])
+    at_ours = None if np.isnan(theirs).any() else float(np.ptp(theirs))
+    return Finding(*found, BOOTSTRAP, len(points.values), points.rows, published=at_ours)
 
 
 def _difference(check: dict[str, Any], tables: Tables) -> Finding:
@@ -310,15 +324,17 @@ def _difference(check: dict[str, Any], tables: Tables) -> Finding:
 
 
 def _rmse(check: dict[str, Any], tables: Tables) -> Finding:
-    """Root mean square distance of our means from the published points that we ran as well."""
+    """Root mean square distance of our accuracies from the published points that we ran as well."""
     points = _points(check, check["measure"]["of"], tables)
     target = _theirs(check, points)
     shared = ~np.isnan(target)
     if not shared.any():
         raise NotRun("no published point was run")
-    points = points._replace(values=points.values[:, shared], keys=points.keys[shared])
-    found = _finding(points, lambda means: np.sqrt(((means - target[shared]) ** 2).mean(axis=-1)))
-    return found._replace(remark=f"{shared.sum()} published points")
+    values = points.values[:, shared]
+    found = statistics.distance(values, target[shared], points.keys["arm"][shared])
+    as_it_is = np.sqrt(((values.mean(axis=0) - target[shared]) ** 2).mean())
+    remark = f"{shared.sum()} published points; {as_it_is:.5f} with the noise of our means"
+    return Finding(*found, BOOTSTRAP, len(values), points.rows, remark)
 
 
 def _certificate(check: dict[str, Any], tables: Tables) -> Finding:
@@ -359,13 +375,6 @@ def _worst(check: dict[str, Any], table: pd.DataFrame) -> Finding:
     return Finding(float(value), math.nan, math.nan, "", len(rows), rows, "; ".join(remarks))
 
 
-def _ceiling(check: dict[str, Any], tables: Tables) -> Finding:
-    """The best validation accuracy of an affine classifier, whichever way it was found."""
-    rows = _table(tables, "ceiling")
-    _check_protocol(rows, check["protocol"], "ceiling")
-    return Finding(float(rows["val_accuracy"].max()), math.nan, math.nan, "", len(rows), rows)
-
-
 def _saving(check: dict[str, Any], tables: Tables) -> Finding:
     """Share of wall-clock prediction time that one variant saves against another, see `statistics.saving`."""
     measure = check["measure"]
@@ -401,6 +410,5 @@ MEASURES: dict[str, Callable[[dict[str, Any], Tables], Finding]] = {
     **OF_TRAINED,
     "certificate": _certificate,
     "final": _final,
-    "ceiling": _ceiling,
     "saving": _saving,
 }

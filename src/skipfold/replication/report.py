@@ -158,6 +158,7 @@ def _page(
         "about_tier": TIERS.get(tier, ""),
         "stamp": statistics.stamp(pd.concat(tables.values())),
         "trials": provenance["trials"],
+        "trained": provenance["date"],
         "sections": [
             ("verdicts", "Does the paper reproduce?"),
             *([("paradox", "Accurate or collapsible")] if "linear_comparison" in tables else []),
@@ -257,7 +258,7 @@ def _experiment_links(results: Path, name: str) -> list[dict[str, str]]:
 def _claim(claim: dict[str, Any], verdicts: pd.DataFrame, results: Path) -> dict[str, Any]:
     """A claim with its checks; its verdict, `head`, is that of the central one."""
     own = verdicts[verdicts["claim"] == claim["id"]]
-    checks = [_check(*pair, results) for pair in zip(claim["checks"], own.to_dict("records"), strict=True)]
+    checks = [_check(row, results) for row in own.to_dict("records")]
     head = next(shown for check, shown in zip(claim["checks"], checks, strict=True) if check.get("central"))
     return {"comment": "", **claim, "checks": checks, "head": head, "detail": detail(list(own["verdict"]))}
 
@@ -275,15 +276,15 @@ def detail(verdicts: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _check(check: dict[str, Any], row: dict[str, Any], results: Path) -> dict[str, Any]:
+def _check(row: dict[str, Any], results: Path) -> dict[str, Any]:
     between = "" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
     wanted = {"table": row["table"], "notebook": row["notebook"]}
     return {
         "id": row["id"],
         "quantity": row["quantity"],
         "source": row["source"],
-        "published": row["published"],
-        "limit": "–" if "not_testable" in check else claims.limit(check),
+        "published": "–" if pd.isna(row["published"]) else row["published"],
+        "limit": "–" if pd.isna(row["limit"]) else row["limit"],
         "ours": number(row["ours"], decimals=5),  # as many as published
         "between": between,
         "n": "–" if pd.isna(row["n"]) else int(row["n"]),
@@ -567,7 +568,7 @@ def _sensitivity(table: pd.DataFrame, results: Path) -> dict[str, Any]:
         ]
         words = figures.ASSUMPTIONS.get(assumption, assumption)
         groups.append({"assumption": words, "figure": _title(name), "rows": rows})
-    text = "rms distance of accuracies from the published points; the best option of each assumption comes first"
+    text = "rms distance of accuracies from the published points; of each assumption the best in eval mode comes first"
     return {"groups": groups, "caption": text, "links": _experiment_links(results, "sensitivity")}
 
 

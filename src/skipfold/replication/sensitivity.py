@@ -10,6 +10,7 @@ import pandas as pd
 
 from skipfold.replication import claims, statistics
 from skipfold.replication.experiments import Option
+from skipfold.replication.provenance import STAMP
 from skipfold.replication.store import Record
 from skipfold.replication.trial import Trial
 
@@ -24,7 +25,7 @@ COLUMNS = [
     "trials",
     "images",
     "verdicts_flipped",
-    *statistics.STAMP,
+    *STAMP,
 ]
 POINT = ["arm", "split", "epoch"]
 """What a point of ours and a published one have in common."""
@@ -37,7 +38,7 @@ def table(options: Iterable[Option], records: dict[Trial, Record], results: Path
     alternative (the option's value, as text), chosen, figure, rmse (of accuracies in [0, 1]), rmse_by_batch (the same
     where networks with BatchNorm are validated by the statistics of each batch; empty without such), n (points
     compared), trials (a point), images (trained on; empty where on all), verdicts_flipped (ids of checks, see
-    `flipped`), statistics.STAMP.
+    `flipped`), STAMP.
     """
     rows = []
     for option in options:

@@ -155,14 +155,14 @@ def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
 
 def interval(
     values: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda trials: trials.mean(axis=-2)[..., 0],
     arms: Sequence[Any] | None = None,
 ) -> tuple[float, float]:
-    """95 % bootstrap interval, over trials, of a statistic of mean values; not a number where there is one trial.
+    """95 % bootstrap interval, over trials, of a statistic; not a number where there is one trial.
 
-    `values` is [trials, points]; `statistic` maps means [..., points] to [...]. `arms` names the arm of each point
-    (None: one for all): an arm's trials are resampled whole, and each arm by itself, as its trials are its own.
-    The seed is fixed. Percentiles are those of the expanded percentile bootstrap (Hesterberg, The American
+    `values` is [trials, points]; `statistic` maps resampled ones [..., trials, points] to [...]. `arms` names the arm
+    of each point (None: one for all): an arm's trials are resampled whole, and each arm by itself, as its trials are
+    its own. The seed is fixed. Percentiles are those of the expanded percentile bootstrap (Hesterberg, The American
     Statistician 69, 2015), which makes up for the spread that few trials lack: five give tails of 0.1 % instead of
     2.5 %. Of five normal values the mean is in the interval 92 times in 100, with plain percentiles 83 times.
     """
@@ -173,10 +173,10 @@ def interval(
     points_of = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
     def of_trials(*trials: np.ndarray, axis: int) -> np.ndarray:
-        means = np.empty((*np.delete(trials[0].shape, axis), values.shape[1]))
+        again = np.empty((*np.moveaxis(trials[0], axis, -1).shape, values.shape[1]))
         for own, points in zip(trials, points_of, strict=True):
-            means[..., points] = values[:, points][np.moveaxis(own, axis, -1)].mean(axis=-2)
-        return statistic(means)
+            again[..., points] = values[:, points][np.moveaxis(own, axis, -1)]
+        return statistic(again)
 
     found = stats.bootstrap(
         (np.arange(count),) * len(points_of),
@@ -188,6 +188,42 @@ def interval(
         rng=np.random.default_rng(SEED),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def distance(values: np.ndarray, target: np.ndarray, arms: Sequence[Any] | None = None) -> tuple[float, float, float]:
+    """Root mean square distance of the true means of `values` from `target` [points], with an `interval`.
+
+    That of the means of a few trials is larger, by their noise: their variances are taken off. In a resample the noise
+    is there a second time, so its errors are told from the distance as it is. Of five normal trials the interval holds
+    the true distance at least 90 times in 100, of very skewed ones 83 times; where it does not, it ends too low.
+    """
+
+    def squared(trials: np.ndarray) -> np.ndarray:
+        noise = trials.var(axis=-2, ddof=1) / len(values)
+        return ((trials.mean(axis=-2) - target) ** 2 - noise).mean(axis=-1)
+
+    as_it_is = ((values.mean(axis=0) - target) ** 2).mean()
+    if len(values) < 2:
+        return float(np.sqrt(as_it_is)), np.nan, np.nan
+    low, high = interval(values, squared, arms)
+    found = squared(values)
+    ends = np.sqrt(np.clip([found, found + as_it_is - high, found + as_it_is - low], 0, None))
+    return tuple(map(float, ends))
+
+
+def spread(values: np.ndarray, arms: Sequence[Any] | None = None) -> tuple[float, float, float]:
+    """Largest less smallest mean of `values` [trials, points], and between what the true means have it.
+
+    Noise makes it larger, and by at most the spread of the noise, whose 95 % bound is taken to both sides: where true
+    means are nearly equal the interval is wide.
+    """
+
+    def of_means(trials: np.ndarray) -> np.ndarray:
+        return np.ptp(trials.mean(axis=-2), axis=-1)
+
+    found = float(of_means(values))
+    _, noise = interval(values - values.mean(axis=0), of_means, arms)
+    return found, float(np.maximum(found - noise, 0)), found + noise
 
 
 def tail(count: int) -> float:

@@ -15,6 +15,7 @@ from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.keys import merge, nested, parse
 from skipfold.replication import ceiling, claims, config, experiments, figures, sensitivity, statistics
 from skipfold.replication.progress import in_notebook
+from skipfold.replication.provenance import STAMP
 from skipfold.replication.records import dataset, prepare, records
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
@@ -149,7 +150,7 @@ def show(found: Figure | pd.DataFrame) -> Any:
     from IPython.display import HTML, Image
 
     if isinstance(found, pd.DataFrame):
-        table = found.drop(columns=list(statistics.STAMP), errors="ignore").dropna(axis=1, how="all")
+        table = found.drop(columns=list(STAMP), errors="ignore").dropna(axis=1, how="all")
         same = [name for name in table if len(table) > 1 and table[name].nunique(dropna=False) == 1]
         caption = ", ".join(f"{name} {_cell(table[name].iloc[0])}" for name in same)
         shown = table.drop(columns=same).style.format(_cell, escape="html").hide().set_caption(caption)
