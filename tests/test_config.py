@@ -97,6 +97,17 @@ def test_a_tier_can_extend_larger_ones_alone(tmp_path, monkeypatch, base):
         config.load("long")
 
 
+@pytest.mark.parametrize("content", [b"", b"- trials\n", b"trials: \xff\n", b"trials: [\n"])
+def test_a_tier_s_file_that_holds_no_keys_is_refused_in_one_line(tmp_path, monkeypatch, content):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("tier: smoke\n")
+    (folder / "smoke.yaml").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^config/smoke.yaml: .*$"):
+        config.load("smoke")
+
+
 @pytest.mark.parametrize(("cuda", "tier"), [(True, "paper"), (False, "smoke")])
 def test_auto_says_which_tier_why_and_how_to_get_another(monkeypatch, cuda, tier):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

@@ -129,9 +129,13 @@ def published(experiment: str) -> Path:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        return yaml.safe_load((root() / path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        held = yaml.safe_load((root() / path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(held, dict):
+        found = "nothing" if held is None else f"a {type(held).__name__}"
+        raise ConfigError(f"{path}: holds {found}; allowed is a mapping, a line `key: value` for each key")
+    return held
 
 
 @functools.cache
