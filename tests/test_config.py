@@ -17,6 +17,7 @@ BAD = {
     "device=gpu": "cuda:0",
     "train_images=0": "train_images",
     "optimizer.linear.lr=0": "optimizer.linear.lr",
+    "optimizer.linear.lr=1e-3": "as in 1.0e-3",
     "optimizer.linear.nesterov=true": "unknown key optimizer.linear.nesterov",
     "experiments.linear_comparison.epochs=0": "experiments.linear_comparison.epochs: 0 given",
     "experiments.linear_comparison.t=-0.1": "at least 0 and at most 1",
