@@ -17,6 +17,7 @@ BAD = {
     "device=gpu": "cuda:0",
     "train_images=0": "train_images",
     "optimizer.linear.lr=0": "optimizer.linear.lr",
+    "optimizer.linear.lr=1e-3": "as in 1.0e-3",
     "optimizer.linear.nesterov=true": "unknown key optimizer.linear.nesterov",
     "experiments.linear_comparison.epochs=0": "experiments.linear_comparison.epochs: 0 given",
     "experiments.linear_comparison.t=-0.1": "at least 0 and at most 1",
@@ -95,6 +96,17 @@ def test_a_tier_can_extend_larger_ones_alone(tmp_path, monkeypatch, base):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=rf"config/long.yaml: extends: '{base}' given; allowed is .*: paper"):
         config.load("long")
+
+
+@pytest.mark.parametrize("content", [b"", b"- trials\n", b"trials: \xff\n", b"trials: [\n"])
+def test_a_tier_s_file_that_holds_no_keys_is_refused_in_one_line(tmp_path, monkeypatch, content):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("tier: smoke\n")
+    (folder / "smoke.yaml").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^config/smoke.yaml: .*$"):
+        config.load("smoke")
 
 
 @pytest.mark.parametrize(("cuda", "tier"), [(True, "paper"), (False, "smoke")])

@@ -332,6 +332,20 @@ def test_a_failed_notebook_is_one_line_and_no_result(bare, monkeypatch):
     assert (bare / "logs" / "out.ipynb").is_file()
 
 
+def test_notebooks_of_one_name_may_run_at_once(tmp_path, monkeypatch):
+    notebook = config.root() / "notebooks" / "timing.ipynb"
+
+    def run(_, running, parameters, **__):
+        Path(running).write_text(parameters["tier"])
+        if parameters["tier"] == "long":  # a smoke run begins and ends before it is through
+            execute(notebook, tmp_path / "smoke" / "timing.ipynb", {"tier": "smoke"}, tmp_path / "logs")
+
+    monkeypatch.setattr(papermill, "execute_notebook", run)
+    execute(notebook, tmp_path / "long" / "timing.ipynb", {"tier": "long"}, tmp_path / "logs")
+    assert [(tmp_path / tier / "timing.ipynb").read_text() for tier in ("smoke", "long")] == ["smoke", "long"]
+    assert not list((tmp_path / "logs").iterdir())
+
+
 def test_a_notebook_runs_by_papermill_alone(smoke, tmp_path):
     place, _ = smoke
     words = ["-p", "tier", "smoke", "-p", "model", "cnn3", "-p", "t_values", "0, 0.5"]

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ TIERS = ("smoke", "quick", "long", "paper")
 COMMON = "config/config.yaml"
 EXTENDS = "extends"
 """The key of a tier's file that names the tier whose file it is laid over."""
+
+EXPONENT = re.compile(r"[-+.\d]+[eE][-+]?\d+")
+"""Of these numbers YAML 1.1 takes 1e-3, 1e3 and 1.0e3 for texts."""
 
 NUMBERS = {
     "minimum": "at least {}",
@@ -129,9 +133,13 @@ def published(experiment: str) -> Path:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        return yaml.safe_load((root() / path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        held = yaml.safe_load((root() / path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(held, dict):
+        found = "nothing" if held is None else f"a {type(held).__name__}"
+        raise ConfigError(f"{path}: holds {found}; allowed is a mapping, a line `key: value` for each key")
+    return held
 
 
 @functools.cache
@@ -203,7 +211,9 @@ def _message(error: jsonschema.ValidationError) -> str:
         return f"config: unknown key {where}{unknown}; {meant}allowed are {', '.join(known)}"
     if error.validator == "required":
         return f"config: {key or 'the tier'} lacks {error.message.split(chr(39))[1]}; it must be given"
-    return f"config: {key}: {error.instance!r} given; allowed is {_allowed(schema)}"
+    as_text = schema.get("type") == "number" and isinstance(error.instance, str) and EXPONENT.fullmatch(error.instance)
+    hint = "; YAML reads an exponent only after a point and with its sign, as in 1.0e-3" if as_text else ""
+    return f"config: {key}: {error.instance!r} given; allowed is {_allowed(schema)}{hint}"
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:

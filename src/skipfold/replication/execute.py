@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,21 +38,26 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Pa
         if name not in known:
             raise ConfigError(f"parameter: {name!r} is not one of {notebook}; allowed are {', '.join(known)}")
     log.mkdir(parents=True, exist_ok=True)
-    running = log / output.name
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(running),
-            dict(parameters),
-            kernel_name="python3",
-            progress_bar=False,
-            # Else kernels warn that they talk to this process, on this machine, without encryption, and call it an
-            # error that they are stopped when they are done. What a cell raises comes another way.
-            extra_arguments=["--IPKernelApp.log_level=50"],
-        )
-    except papermill.PapermillExecutionError as error:
-        raise NotebookError(f"{error.ename}: {error.evalue} ({notebook}; run so far: {running})") from error
-    except DeadKernelError as error:
-        raise NotebookError(f"the kernel died, out of memory perhaps ({notebook}; run so far: {running})") from error
-    output.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(running, output)  # which may lie on another file system
+    failed = log / output.name
+    # A folder of its own: notebooks of one name may run at once, of another tier or of a second run of this one.
+    with tempfile.TemporaryDirectory(dir=log) as place:
+        running = Path(place) / output.name
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(running),
+                dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,
+                # Else kernels warn that they talk to this process, on this machine, without encryption, and call it an
+                # error that they are stopped when they are done. What a cell raises comes another way.
+                extra_arguments=["--IPKernelApp.log_level=50"],
+            )
+        except (papermill.PapermillExecutionError, DeadKernelError) as error:
+            running.replace(failed)
+            said = "the kernel died, out of memory perhaps"
+            if isinstance(error, papermill.PapermillExecutionError):
+                said = f"{error.ename}: {error.evalue}"
+            raise NotebookError(f"{said} ({notebook}; run so far: {failed})") from error
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(running, output)  # which may lie on another file system
