@@ -227,6 +227,8 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     limits = [text.format(schema[word]) for word, text in NUMBERS.items() if word in schema]
     if schema.get("minItems"):
         limits.append(f"{schema['minItems']} or more long")
+    if schema.get("minLength"):
+        limits.append("not empty")
     if schema.get("uniqueItems"):
         limits.append("without repeats")
     first = TYPES[types[0]] if types else "another value"
