@@ -135,11 +135,28 @@ def as_read(value: Any, constant: Any, name: str) -> None:
 
 
 class Reader(fx.Tracer):
-    """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them."""
+    """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them.
+
+    Buffers are read when the graph runs, so that none is changed, and no branch on one is taken, while torch.fx reads.
+    Raises SkipError where one is assigned, as by `self.count += 1`, which no graph does.
+    """
+
+    proxy_buffer_attributes = True
 
     def __init__(self, fixed: Mapping[str, Any] | None = None):
         super().__init__()
         self.fixed = fixed or {}
+
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+        held = {module: dict(module._buffers) for module in root.modules()}
+        try:
+            graph = super().trace(root, concrete_args)
+            if any(isinstance(value, fx.Proxy) for module in held for value in module._buffers.values()):
+                raise SkipError("it assigns to a buffer; let a submodule do so, or change it by a method such as add_")
+        finally:
+            for module, buffers in held.items():
+                module._buffers.update(buffers)
+        return graph
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
