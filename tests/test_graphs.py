@@ -74,6 +74,12 @@ class DrawingInPython(Block):
         return x * random.random()
 
 
+class Freezing(Block):
+    def residual(self, x):
+        with torch.no_grad():
+            return x * 2
+
+
 class Offset(Block):
     def __init__(self):
         super().__init__()
@@ -156,6 +162,7 @@ def test_copies_and_pickles_hold_what_the_result_holds():
         (DrawingInPython, "random numbers"),
         (Counting, "it assigns to a buffer"),
         (Waiting, "control flow"),
+        (Freezing, "turns gradients off"),
     ],
 )
 def test_what_would_be_fixed_once_is_refused(kind, reason):

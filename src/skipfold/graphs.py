@@ -72,12 +72,12 @@ def own_graph(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> fx.G
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
     number. So it is read in both modes; such constants are given by submodules, which `module` gets. Parameters in
     `fixed` have the values there, and the graph refuses others. Raises SkipError where the modes run other operators,
-    where random numbers are drawn outside of submodules, and whatever torch.fx raises.
+    where random numbers are drawn or gradients turned off outside of submodules, and whatever torch.fx raises.
     """
     check_forward(module)
     states, graphs = _random_states(), []
     for training in (True, False):
-        with in_mode(module, training):
+        with in_mode(module, training), torch.enable_grad():
             graphs.append(_Shallow(fixed).trace(module))
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
@@ -262,7 +262,15 @@ def combines(module: nn.Module) -> bool:
 
 
 class _Shallow(Reader):
-    """Reads one module's own forward, and what combines several values in it; other submodules stay whole."""
+    """Reads one module's own forward, and what combines several values in it; other submodules stay whole.
+
+    With gradients on before; raises SkipError where the forward turns them off, which a graph would forget.
+    """
+
+    def create_node(self, *args, **kwargs) -> fx.Node:
+        if not torch.is_grad_enabled():
+            raise SkipError("it turns gradients off; let a submodule do so, or use detach")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return True
