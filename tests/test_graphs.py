@@ -74,6 +74,33 @@ class DrawingInPython(Block):
         return x * random.random()
 
 
+class Freezing(Block):
+    def residual(self, x):
+        with torch.no_grad():
+            return x * 2
+
+
+class Offset(Block):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("offset", torch.ones(2, 1, 1), persistent=False)
+        self.unused = nn.ModuleList([nn.Linear(2, 2)])
+
+    def residual(self, x):
+        return x + self.offset
+
+
+class Counting(Offset):
+    def residual(self, x):
+        self.offset += 1
+        return x
+
+
+class Waiting(Offset):
+    def residual(self, x):
+        return x if self.offset.sum() > 2 else -x
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", [Dropping, DroppingByRate, Shrinking, Weighing])
 def test_the_result_follows_its_mode_whatever_the_mode_it_was_read_in(kind, training):
@@ -117,16 +144,6 @@ def test_a_state_dict_of_the_source_fits():
     assert isinstance(model.layers, nn.ModuleList)
 
 
-class Offset(Block):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("offset", torch.ones(2, 1, 1), persistent=False)
-        self.unused = nn.ModuleList([nn.Linear(2, 2)])
-
-    def residual(self, x):
-        return x + self.offset
-
-
 def test_copies_and_pickles_hold_what_the_result_holds():
     model = insert_skips(Offset())
     pickled = pickle.loads(pickle.dumps(model))
@@ -143,6 +160,9 @@ def test_copies_and_pickles_hold_what_the_result_holds():
         (Calling, "otherwise in training mode"),
         (Drawing, "random numbers"),
         (DrawingInPython, "random numbers"),
+        (Counting, "it assigns to a buffer"),
+        (Waiting, "control flow"),
+        (Freezing, "turns gradients off"),
     ],
 )
 def test_what_would_be_fixed_once_is_refused(kind, reason):

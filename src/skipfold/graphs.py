@@ -72,12 +72,12 @@ def own_graph(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> fx.G
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
     number. So it is read in both modes; such constants are given by submodules, which `module` gets. Parameters in
     `fixed` have the values there, and the graph refuses others. Raises SkipError where the modes run other operators,
-    where random numbers are drawn outside of submodules, and whatever torch.fx raises.
+    where random numbers are drawn or gradients turned off outside of submodules, and whatever torch.fx raises.
     """
     check_forward(module)
     states, graphs = _random_states(), []
     for training in (True, False):
-        with in_mode(module, training):
+        with in_mode(module, training), torch.enable_grad():
             graphs.append(_Shallow(fixed).trace(module))
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
@@ -135,11 +135,28 @@ def as_read(value: Any, constant: Any, name: str) -> None:
 
 
 class Reader(fx.Tracer):
-    """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them."""
+    """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them.
+
+    Buffers are read when the graph runs, so that none is changed, and no branch on one is taken, while torch.fx reads.
+    Raises SkipError where one is assigned, as by `self.count += 1`, which no graph does.
+    """
+
+    proxy_buffer_attributes = True
 
     def __init__(self, fixed: Mapping[str, Any] | None = None):
         super().__init__()
         self.fixed = fixed or {}
+
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+        held = {module: dict(module._buffers) for module in root.modules()}
+        try:
+            graph = super().trace(root, concrete_args)
+            if any(isinstance(value, fx.Proxy) for module in held for value in module._buffers.values()):
+                raise SkipError("it assigns to a buffer; let a submodule do so, or change it by a method such as add_")
+        finally:
+            for module, buffers in held.items():
+                module._buffers.update(buffers)
+        return graph
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -245,7 +262,15 @@ def combines(module: nn.Module) -> bool:
 
 
 class _Shallow(Reader):
-    """Reads one module's own forward, and what combines several values in it; other submodules stay whole."""
+    """Reads one module's own forward, and what combines several values in it; other submodules stay whole.
+
+    With gradients on before; raises SkipError where the forward turns them off, which a graph would forget.
+    """
+
+    def create_node(self, *args, **kwargs) -> fx.Node:
+        if not torch.is_grad_enabled():
+            raise SkipError("it turns gradients off; let a submodule do so, or use detach")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return True
