@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.markers import CARETDOWN
 
 from skipfold.replication import figures, statistics
@@ -41,14 +43,48 @@ def drawn(axes):
 
 def test_accuracy_vs_t_draws_ours_and_the_published_points():
     ours, published = table("accuracy_vs_t_resnet18", shift=0.01), statistics.published("accuracy_vs_t_resnet18")
-    figure = figures.accuracy_vs_t(ours, published)
-    (axes,) = figure.axes
-    for frame in (ours, published):
-        assert {(round(t, 6), round(y, 6)) for t, y in zip(frame["t"], frame["mean"], strict=True)} <= drawn(axes)
+    (axes,) = figures.accuracy_vs_t(ours, published).axes
+    beside = [-0.005, 0, 0.005]
+    for frame, places in ((ours, beside), (published, [0] * 3)):
+        for place, (split, epoch) in zip(places, [("val", 2), ("val", 1), ("train", 2)], strict=True):
+            own = frame[(frame["split"] == split) & (frame["epoch"] == epoch)]
+            points = {(round(t + place, 6), round(y, 6)) for t, y in zip(own["t"], own["mean"], strict=True)}
+            assert points and points <= drawn(axes)
+
+
+def test_the_legend_shows_the_markers_that_have_published_points():
+    ours, published = table("accuracy_vs_t_resnet18"), statistics.published("accuracy_vs_t_resnet18")
+    by_batch = ours[(ours["split"] == "val") & (ours["epoch"] == 2)].assign(split="val_batch")
+    ours = pd.concat([ours, by_batch])
+    (legend,) = figures.accuracy_vs_t(ours, published).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "validation, last epoch", "the same, BatchNorm by batch as in training", "validation, first epoch",
+        "training, last epoch", "published, of the series with that marker",
+    ]  # fmt: skip
+    markers = [(line.get_marker(), line.get_markerfacecolor() == "none") for line in legend.findobj(Line2D)]
+    assert markers == [(own, False) for own in "oDs^"] + [(own, True) for own in "os^"]
+    assert "published" not in texts(figures.accuracy_vs_t(ours))
+
+
+def test_ours_are_darker_than_the_published_in_grey_print():
+    def grey(color):
+        return np.dot(to_rgb(color), (0.299, 0.587, 0.114))
+
+    ours = [look.color for look in figures.LOOKS.values()]
+    assert max(map(grey, ours)) < grey(figures.PUBLISHED_COLOR) - 0.15
 
 
 def test_a_wide_curve_has_a_panel_for_its_plateau():
-    assert len(figures.accuracy_vs_t(table("accuracy_vs_t_resnet34")).axes) == 2
+    ours = table("accuracy_vs_t_resnet34")
+    last = (ours["split"] == "val") & (ours["epoch"] == 2)
+    ours["mean"] = ours["mean"].where(~last | (ours["t"] != 0.995), 0.951)
+    _, plateau = figures.accuracy_vs_t(ours, statistics.published("accuracy_vs_t_resnet34")).axes
+    bottom = plateau.get_ylim()[0]
+    assert 0.93 < bottom < 0.951
+    below = ours[last & (ours["mean"] < bottom)]
+    carets = [line.get_xydata().tolist() for line in plateau.lines if line.get_marker() == CARETDOWN]
+    assert carets == [[pytest.approx((t - 0.005, bottom))] for t in below["t"]] and 1 in set(below["t"])
+    assert [text.get_text() for text in plateau.texts] == [f"{mean:.3f}" for mean in below["mean"]]
     assert len(figures.accuracy_vs_t(table("accuracy_vs_t_cnn3")).axes) == 1
 
 
@@ -81,8 +117,18 @@ def test_what_is_below_the_panel_is_marked_with_its_value():
     ours = table("schedule_comparison")
     far = ours["mean"].where((ours["epoch"] > 1) | (ours["arm"] != "static"), 0.5)
     figure = figures.schedule_comparison(ours.assign(mean=far), trials(ours))
+    (caret,) = [line for line in figure.axes[0].lines if line.get_marker() == CARETDOWN]
+    assert caret.get_ydata() == figure.axes[0].get_ylim()[0] and caret.get_color() == figures.LOOKS["static"].color
     assert figure.axes[0].get_ylim()[0] > 0.9 and [text.get_text() for text in figure.axes[0].texts] == ["0.500"]
-    assert sum(line.get_marker() == CARETDOWN for line in figure.axes[0].lines) == 1
+
+
+def test_an_interval_that_ends_below_the_panel_has_no_caret():
+    ours = table("schedule_comparison").assign(low=0.5)
+    (axes, _) = figures.schedule_comparison(ours, trials(ours)).axes
+    assert axes.get_ylim()[0] > 0.9 and not axes.texts
+    assert CARETDOWN not in [line.get_marker() for line in axes.lines]
+    bars = np.concatenate([bar for bars in axes.collections for bar in bars.get_segments()])
+    assert bars[:, 1].min() == pytest.approx(0.5)
 
 
 def test_the_static_arm_says_its_t():
@@ -139,6 +185,8 @@ def test_timing_shows_every_row_and_what_it_saves():
         assert list(bars.lines[0].get_xdata()) == pytest.approx([20.0, 20.0])
         spread = bars.lines[2][0].get_segments()
         assert [segment[:, 0].tolist() for segment in spread] == [pytest.approx([-20.0, 20.0])] * 2
+    assert shown[3].get_xlim() == shown[4].get_xlim() == shown[5].get_xlim() and shown[5].get_xlim()[1] > 46
+    assert "published, of eager alone, on a GPU: 22 to 46 %" in texts(figure)
     bands = [[(bar.get_x(), bar.get_width()) for bar in axes.patches] for axes in shown]
     assert bands == [[], [], [], [], [pytest.approx((22, 24))] * 2, []]
 
@@ -158,15 +206,15 @@ def test_roofline_draws_every_point_beside_what_was_measured():
     rows = [
         {"network": "resnet18", "variant": variant, "runtime": "eager", "batch": batch, "intensity": intensity,
          "flops_per_s": 1e9 * intensity, "peak_flops_per_s": 4e10, "copy_bytes_per_s": 1e10, **STAMP}
-        for variant in ("skips", "skips_removed") for batch, intensity in ((64, 8.0), (1, 2.0))
+        for variant in ("skips", "skips_removed", "skips_folded") for batch, intensity in ((64, 8.0), (1, 2.0))
     ]  # fmt: skip
     figure = figures.roofline(pd.DataFrame(rows))
     (axes,) = figure.axes
     *series, roof = axes.lines
-    whole, hollow = series[::2], series[1::2]
-    assert [line.get_xydata().tolist() for line in whole] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
-    assert [line.get_xydata().tolist() for line in hollow] == [[[2.0, 2.0]]] * 2
-    assert "hollow: batch 1 | filled: batch 64" in texts(figure)
+    assert [line.get_xydata().tolist() for line in series] == [[[2.0, 2.0], [8.0, 8.0]]] * 2
+    assert [line.get_marker() for line in series] == ["o"] * 2
+    assert len({line.get_fillstyle() for line in series}) == len({line.get_color() for line in axes.lines}) - 1 == 2
+    assert "skips with t | skips removed | ResNet18 | left to right: batch 1, 64" in texts(figure)
     x, y = roof.get_xydata().T
     assert y == pytest.approx(np.where(x < 4, 10 * x, 40))
     assert x.min() < 2 and x.max() > 8

@@ -12,35 +12,28 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.markers import CARETDOWN
 
 from skipfold.replication import statistics
 
-BLUE, ORANGE, GREEN, PURPLE, LIGHT_BLUE = "#0b3c6f", "#c2571a", "#4f9e8f", "#8a6bb1", "#7fa6cf"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "black", "#a8323e", "#7d6a2c", "#5f6f7a", LIGHT_BLUE, "#d16ba5")
-PUBLISHED_COLOR = "#8c8c8c"
+BLUE, ORANGE, GREEN, PURPLE, LIGHT_BLUE = "#0b3c6f", "#c2571a", "#2b7d6c", "#6b4a9e", "#4f86c0"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#a8323e", "#7d6a2c", "#5f6f7a", LIGHT_BLUE, "#d16ba5", "#b8902a")
+PUBLISHED_COLOR = "#ababab"
+"""Lighter than all of ours, in grey print too."""
+
 PUBLISHED_SIZE = 7
-STAMP_WIDTH = 130
+STAMP_WIDTH = 120
 """Characters of a figure's stamp in one line."""
 
 PUBLISHED_BATCH = 64
 """Of the published timings."""
 
 MARKERS = "osD^vP*X"
-DASHES = (
-    "-",
-    (0, (6, 1.5)),
-    (0, (3, 1.5)),
-    (0, (1, 1.2)),
-    (0, (8, 1.5, 1, 1.5)),
-    (0, (3, 1.5, 1, 1.5)),
-    (0, (8, 1.5, 1, 1.5, 1, 1.5)),
-    (0, (3, 1.5, 1, 1.5, 1, 1.5)),
-    (0, (1, 3)),
-    (0, (6, 4)),
-)
+FILLS = ("full", "left", "bottom", "none", "right", "top")
 
 PER_IMAGE, SAVED = "µs an image", "% saved against skips with t"
 UNITS = {"host": "wall-clock", "device": "device"}
@@ -156,28 +149,34 @@ def accuracy_vs_t(aggregate: pd.DataFrame, published: pd.DataFrame | None = None
     Where there is BatchNorm, the last validation also with the statistics of each batch instead of the running ones.
 
     `aggregate` is one experiment's table (see `statistics.aggregate`), `published` that of `statistics.published`.
-    Where the accuracies spread wide, a second panel shows the plateau alone.
+    Where the accuracies spread wide, a second panel shows the plateau alone, with carets for the last validation below.
+    Ours are drawn a little beside their t, so that intervals do not lie on each other.
     """
     epochs = {"first": aggregate["epoch"].min(), "last": aggregate["epoch"].max()}
     title = TITLES.get(aggregate["network"].iloc[0], aggregate["network"].iloc[0])
     plateau = _plateau(aggregate, published)
+    looks = _beside({key: look for key, look in LOOKS_VS_T.items() if key[0] in set(aggregate["split"])}, 0.005)
     with styled():
-        figure = Figure(figsize=(7.0, 6.2 if plateau else 4.2))
-        panels = figure.subplots(2, 1, sharex=True) if plateau else [figure.subplots()]
+        figure = Figure(figsize=(7.0, 7.0 if plateau else 4.2))
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3)) if plateau else [figure.subplots()]
         for axes in panels:
-            for (split, when), look in LOOKS_VS_T.items():
+            for (split, when), (place, look) in looks.items():
                 if published is not None:
                     points = _points(published, split, {"first": 1, "last": 2}[when])
                     _draw_published(axes, points["t"], points["mean"], look)
                 points = _points(aggregate, split, epochs[when])
                 if epochs["first"] < epochs["last"] or when == "last":
-                    _draw(axes, points["t"], points, look)
+                    _draw(axes, points["t"] + place, points, look)
             axes.set_ylabel("accuracy")
+            axes.margins(x=0.07)
         panels[-1].set_xlabel("skip strength t  (0: no skip connections, 1: skip connections only)")
         if plateau:
             panels[1].set_ylim(plateau)
             panels[1].set_title("the plateau, enlarged", fontsize="small")
-        _legend(figure, panels[0], f"{title}: accuracy against skip strength t", published is not None)
+            place, look = looks["val", "last"]
+            points = _points(aggregate, "val", epochs["last"])
+            _carets(panels[1], points["t"] + place, points["mean"], look)
+        _legend(figure, panels[0], f"{title}: accuracy against skip strength t")
         _stamp(figure, aggregate)
     return figure
 
@@ -190,17 +189,15 @@ def _points(frame: pd.DataFrame, split: str, epoch: int) -> pd.DataFrame:
 
 
 def _plateau(aggregate: pd.DataFrame, published: pd.DataFrame | None) -> tuple[float, float] | None:
-    """Limits around the upper half of the last validation accuracies, where these lie close and others far below."""
+    """Limits around the last validation accuracies near the best, where these are most and others lie far below."""
     last = _points(aggregate, "val", aggregate["epoch"].max())["mean"]
-    top = list(last[last >= last.median()])
     if published is not None:
-        theirs = _points(published, "val", 2)["mean"]
-        top += list(theirs[theirs >= theirs.median()])
-        last = pd.concat([last, theirs])
-    room = max(max(top) - min(top), 0.01)
-    if last.max() - last.min() < 0.2 or room > 0.05:
+        last = pd.concat([last, _points(published, "val", 2)["mean"]])
+    near = last[last > last.max() - 0.04]
+    if last.max() - last.min() < 0.2 or 2 * len(near) < len(last):
         return None
-    return min(top) - 1.2 * room, min(1.0, max(top) + 0.2 * room)
+    room = 0.2 * max(near.max() - near.min(), 0.01)
+    return near.min() - room, min(1.0, near.max() + room)
 
 
 def linear_comparison(
@@ -216,7 +213,7 @@ def linear_comparison(
         if ceiling is not None:
             label = f"best affine classifier found, not a bound: {ceiling:.4f}"
             axes.axhline(ceiling, color="black", linewidth=0.9, linestyle=(0, (8, 3)), label=label)
-        _legend(figure, axes, "Linear networks: validation accuracy per epoch", published is not None)
+        _legend(figure, axes, "Linear networks: validation accuracy per epoch")
         _stamp(figure, aggregate)
     return figure
 
@@ -240,7 +237,7 @@ def schedule_comparison(aggregate: pd.DataFrame, trials: pd.DataFrame, published
         _clip(panels[0], aggregate[aggregate["split"] == "val"], published)
         extra = _at_end(ends, trials, published)
         title = f"{TITLES.get(network, network)}: validation accuracy with static and scheduled t"
-        _legend(figure, panels[0], title, published is not None, extra)
+        _legend(figure, panels[0], title, extra)
         _stamp(figure, aggregate)
     return figure
 
@@ -248,17 +245,24 @@ def schedule_comparison(aggregate: pd.DataFrame, trials: pd.DataFrame, published
 def _clip(axes: Axes, ours: pd.DataFrame, published: pd.DataFrame | None) -> None:
     """Limits that the means need, but for those of the first epoch that would halve the scale of the others.
 
-    A caret marks what is below, of a mean with its value.
+    A caret with its value marks a mean below; intervals run on over the edge.
     """
     later = ours["mean"][ours["epoch"] > ours["epoch"].min()]
     means = pd.concat([ours, published])["mean"]
     near = means[~(means < 2 * later.min() - later.max())]
-    bottom = _limits(axes, near, ours[["mean", "high"]].max().max())
+    _limits(axes, near, ours[["mean", "high"]].max().max())
     axes.margins(x=0.07)
     for arm, (place, look) in _places(ours["arm"]).items():
-        for row in ours[ours["arm"] == arm].itertuples():
-            if row.low < bottom or row.mean < bottom:
-                _below(axes, row.epoch + place, bottom, look.color, f"{row.mean:.3f}" if row.mean < bottom else "")
+        own = ours[ours["arm"] == arm]
+        _carets(axes, own["epoch"] + place, own["mean"], look)
+
+
+def _carets(axes: Axes, xs: pd.Series, means: pd.Series, look: Look) -> None:
+    """What is below the panel of `means`, each marked with its value."""
+    bottom = axes.get_ylim()[0]
+    for x, mean in zip(xs, means, strict=True):
+        if mean < bottom:
+            _below(axes, x, bottom, look.color, f"{mean:.3f}")
 
 
 def _limits(axes: Axes, shown: pd.Series, top: float) -> float:
@@ -271,8 +275,8 @@ def _limits(axes: Axes, shown: pd.Series, top: float) -> float:
 
 def _below(axes: Axes, x: float, bottom: float, color: str, value: str) -> None:
     """A caret at the lower end, with the value that is below it."""
-    axes.plot(x, bottom, marker=CARETDOWN, color=color, markersize=6, clip_on=False)
-    axes.annotate(value, (x, bottom), xytext=(-5, 2), textcoords="offset points", ha="right", fontsize=7, color=color)
+    axes.plot(x, bottom, marker=CARETDOWN, color=color, markersize=5, clip_on=False)
+    axes.annotate(value, (x, bottom), xytext=(-4, 2), textcoords="offset points", ha="right", fontsize=7, color=color)
 
 
 def _at_end(axes: Axes, trials: pd.DataFrame, published: pd.DataFrame | None) -> list[Line2D]:
@@ -326,8 +330,12 @@ def _per_epoch(axes: Axes, aggregate: pd.DataFrame, published: pd.DataFrame | No
 
 def _places(arms: Iterable[str]) -> dict[str, tuple[float, Look]]:
     """How far each arm is drawn beside its epoch, and its look."""
-    looks = _looks(arms)
-    return {arm: (0.1 * (place - (len(looks) - 1) / 2), look) for place, (arm, look) in enumerate(looks.items())}
+    return _beside(_looks(arms), 0.1)
+
+
+def _beside(looks: dict[Any, Look], step: float) -> dict[Any, tuple[float, Look]]:
+    """How far each is drawn from its place, `step` apart, and its look."""
+    return {key: (step * (place - (len(looks) - 1) / 2), look) for place, (key, look) in enumerate(looks.items())}
 
 
 def _looks(arms: Iterable[str]) -> dict[str, Look]:
@@ -365,17 +373,19 @@ def timing(frame: pd.DataFrame, published: tuple[float, float] | None = None) ->
     columns = min(2, len(batches))
     heights = [len(names) + 0.5 for names in rows for _ in batches[::columns]]
     with styled():
-        figure = Figure(figsize=(7.0, 1.7 + 0.45 * len(heights) + (0.15 + 0.035 * len(runtimes)) * sum(heights)))
+        figure = Figure(figsize=(7.0, 1.7 + 0.45 * len(heights) + (0.12 + 0.03 * len(runtimes)) * sum(heights)))
         grid = figure.subplots(len(heights), columns, sharey="row", squeeze=False, height_ratios=heights)
         panels, handles = iter(grid.flat), {}
         for (part, quantity), names in zip(blocks, rows, strict=True):
-            for batch in batches:
-                axes = next(panels)
+            block = [next(panels) for _ in batches]
+            for axes, batch in zip(block, batches, strict=True):
                 axes.set_title(f"batch {batch}")
-                axes.set_yticks(range(len(names)), [timing_label(*name) for name in names], fontsize=8)
+                axes.set_yticks(range(len(names)), [timing_label(*name) for name in names], fontsize=9)
                 axes.set_ylim(len(names) - 0.4, -0.6)
-                axes.set_xlabel(quantity, fontsize=8.5)
+                axes.set_xlabel(quantity)
                 if quantity == SAVED:
+                    if axes is not block[0]:
+                        axes.sharex(block[0])
                     axes.axvline(0, color="black", linewidth=0.8)
                     if published and batch == PUBLISHED_BATCH:
                         handles |= _band(axes, names, published)
@@ -404,7 +414,7 @@ def _timed(axes: Axes, part: pd.DataFrame, names: list[tuple[str, str]], runtime
     looks = list(zip(MARKERS, PALETTE, strict=False))
     for runtime, own in part.groupby("runtime", sort=False):
         place = runtimes.index(runtime)
-        shift = min(0.16, 0.8 / len(runtimes)) * (place - (len(runtimes) - 1) / 2)
+        shift = min(0.2, 0.8 / len(runtimes)) * (place - (len(runtimes) - 1) / 2)
         y = [names.index(name) + shift for name in zip(own["network"], own["variant"], strict=True)]
         spread = [own["median_us"] - own["q1_us"], own["q3_us"] - own["median_us"]]
         marker, color = looks[place % len(looks)]
@@ -419,7 +429,7 @@ def _band(axes: Axes, names: list[tuple[str, str]], published: tuple[float, floa
     """The published range behind the rows that it is about."""
     low, high = (100 * share for share in published)
     rows = [row for row, (_, variant) in enumerate(names) if variant == "skips_removed"]
-    label = f"published: eager, a GPU, {low:g} to {high:g} %"
+    label = f"published, of eager alone, on a GPU: {low:g} to {high:g} %"
     return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#dddddd", zorder=0.5, label=label)}
 
 
@@ -427,14 +437,16 @@ def roofline(frame: pd.DataFrame) -> Figure:
     """Arithmetic reached against arithmetic intensity, beside a matrix product and a copy measured in the same run.
 
     `frame` is the table of `roofline.measure`; log scales, a panel a runtime. A line joins the batches of a network and
-    variant; the smallest has a hollow marker, the others filled ones. BASELINES are left out.
+    variant, from the smallest at its left end. BASELINES are left out.
     """
     frame = frame[~frame["variant"].isin(BASELINES)]
     markers = dict(zip(frame["network"].unique(), itertools.cycle(MARKERS), strict=False))
     variants = dict.fromkeys([*VARIANTS, *frame["variant"]])
     variants = [name for name in variants if name in set(frame["variant"])]
-    styles = zip(variants, itertools.cycle(PALETTE), itertools.cycle(DASHES), strict=False)
-    looks = {name: Look(VARIANTS.get(name, name), color, "", line) for name, color, line in styles}
+    looks = {
+        name: {"color": color, "fillstyle": fill, "markersize": 6, "linewidth": 0.7}
+        for name, color, fill in zip(variants, itertools.cycle(PALETTE), itertools.cycle(FILLS), strict=False)
+    }
     runtimes = list(dict.fromkeys(frame["runtime"]))
     with styled():
         figure = Figure(figsize=(7.0, 1.4 + 4.2 * len(runtimes)))
@@ -444,11 +456,7 @@ def roofline(frame: pd.DataFrame) -> Figure:
                 ["network", "variant"], sort=False
             ):
                 part = part.sort_values("batch")
-                x, y = part["intensity"], part["flops_per_s"] / 1e9
-                style = {"color": looks[variant].color, "marker": markers[network], "markersize": 5}
-                axes.plot(x, y, **style, linestyle=looks[variant].line, linewidth=1.1)
-                smallest = part["batch"] == frame["batch"].min()
-                axes.plot(x[smallest], y[smallest], **style, linestyle="", markerfacecolor="white")
+                axes.plot(part["intensity"], part["flops_per_s"] / 1e9, marker=markers[network], **looks[variant])
             _references(axes, frame)
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -479,26 +487,20 @@ def _references(axes: Axes, frame: pd.DataFrame) -> None:
         )
 
 
-def _roofline_legend(frame: pd.DataFrame, looks: dict[str, Look], markers: dict[str, str]) -> list[Line2D]:
-    """Lines for variants, markers for networks, and which end of a line is which batch."""
-    lines = [
-        Line2D([], [], color=look.color, linestyle=look.line, linewidth=1.8, label=look.label,
-               marker=markers.get(variant, ""), markersize=5)
-        for variant, look in looks.items()
-    ]  # fmt: skip
-    mark = {"color": "black", "linestyle": "", "markersize": 5}
-    # A network that is named as its variant has its line above.
+def _roofline_legend(frame: pd.DataFrame, looks: dict[str, dict], markers: dict[str, str]) -> list[Line2D]:
+    """Colours and fills of variants, markers of networks, and the batches of a line."""
+    variants = [
+        Line2D([], [], **look, marker=markers.get(name, "o"), label=VARIANTS.get(name, name))
+        for name, look in looks.items()
+    ]
+    # A network that is named as its variant has its mark above.
     networks = [
-        Line2D([], [], **mark, marker=marker, label=TITLES.get(name, name))
+        Line2D([], [], color="black", linestyle="", marker=marker, label=TITLES.get(name, name))
         for name, marker in markers.items()
         if name not in looks
     ]
-    smallest, *others = sorted(frame["batch"].unique())
-    ends = [Line2D([], [], **mark, marker="o", markerfacecolor="white", label=f"hollow: batch {smallest}")]
-    if others:
-        label = f"filled: batch {', '.join(map(str, others))}"
-        ends.append(Line2D([], [], **mark, marker="o", label=label))
-    return [*lines, *networks, *ends]
+    batches = ", ".join(map(str, sorted(frame["batch"].unique())))
+    return [*variants, *networks, Line2D([], [], linestyle="", label=f"left to right: batch {batches}")]
 
 
 def timing_label(network: str, variant: str) -> str:
@@ -615,21 +617,20 @@ def _draw_published(axes: Axes, x: pd.Series, y: pd.Series, look: Look, line: bo
         )  # fmt: skip
 
 
-def _legend(figure: Figure, axes: Axes, title: str, published: bool, extra: list[Line2D] | None = None) -> None:
+def _legend(figure: Figure, axes: Axes, title: str, extra: list[Line2D] | None = None) -> None:
+    """A legend of what is drawn; one entry has the markers of all published series."""
     handles = [*axes.get_legend_handles_labels()[0], *(extra or [])]
-    if published:
-        handles.append(
-            Line2D([], [], marker="o", linestyle="", markersize=PUBLISHED_SIZE, markerfacecolor="none",
-                   color=PUBLISHED_COLOR, label="published (same marker, hollow)")
-        )  # fmt: skip
+    if theirs := [line for line in axes.lines if line.get_markerfacecolor() == "none"]:
+        handles.append(Container(theirs, label="published, of the series with that marker"))
     _head(figure, title, handles)
 
 
 def _head(figure: Figure, title: str, handles: list, ncols: int = 2, fontsize: float | None = None) -> None:
     """Title and legend above the axes, so that the foot is left to the stamp."""
     legend = figure.legend(
-        handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left", fontsize=fontsize
-    )
+        handles=handles, title=title, loc="outside upper left", ncols=ncols, alignment="left", fontsize=fontsize,
+        handler_map={Container: HandlerTuple(ndivide=None)},
+    )  # fmt: skip
     legend.get_title().set_fontsize(10.5)
 
 
@@ -650,4 +651,4 @@ def _stamp(figure: Figure, frame: pd.DataFrame) -> None:
         low, high = images.min(), "all" if images.isna().any() else images.max()
         parts.insert(1, f"trained on {low if low == high else f'{low} to {high}'} images")
     lines = textwrap.wrap("  ·  ".join(parts), STAMP_WIDTH)
-    figure.supxlabel("\n".join(lines), fontsize=6.5, color="#555555", x=0.995, ha="right")
+    figure.supxlabel("\n".join(lines), fontsize=7, color="#555555", x=0.995, ha="right")
