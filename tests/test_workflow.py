@@ -280,7 +280,6 @@ def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):
     ("words", "named"),
     [
         (["tier=huge"], "huge"),
-        (["tier=smoke", "trails=3"], "did you mean trials?"),
         (["tier=smoke", "optimizer={resnet: {lr: -1}}"], "optimizer.resnet.lr: -1 given"),
         (["tier=smoke", "results=Snakefile"], "writable folder"),
         (["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),

@@ -242,9 +242,10 @@ def check_hooks(path: str, module: nn.Module) -> None:
 
 
 def _settled(module: nn.Module) -> bool:
-    """Whether `module` is known to add no skip itself: a layer of torch's own, a ResNet around its blocks."""
+    """Whether `module` is known to add no skip itself: a layer of torch's, a BatchNorm, a ResNet around its blocks."""
     own = type(module).__module__.startswith("torch.nn.") or type(module) is ResNet
-    return own or isinstance(module, Skip | HomotopyBlock)
+    # timm's BatchNorms count in a way that torch.fx cannot read.
+    return own or isinstance(module, nn.modules.batchnorm._BatchNorm | Skip | HomotopyBlock)
 
 
 def _converted(module: nn.Module, make: Callable[[], Skip], seen: Sequence[inspect.BoundArguments]) -> nn.Module | None:
