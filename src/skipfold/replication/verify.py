@@ -26,7 +26,9 @@ def verify(results: str | Path, settings: config.Config | None = None) -> None:
         print(f"verify: {problem}")
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise VerificationError(f"verify: {count} in {results}; `snakemake reproduce` makes the results anew")
+        raise VerificationError(
+            f"verify: {count} in {results}; delete what was changed by hand, `snakemake reproduce` makes it anew"
+        )
     print(f"verify: {results}: results, sources and report belong together")
 
 
