@@ -30,6 +30,9 @@ rule reproduce:
     input:
         rules.build_report.output,
         rules.pack_records.output,
+        FIGURES,
+        TABLES,
+        NOTEBOOKS,
 
 
 rule figures:

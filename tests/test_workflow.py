@@ -144,6 +144,16 @@ def test_a_run_in_more_parts_times_nothing_again(smoke):
     assert "part 2 of 2" in run.stdout and "Timing prediction" not in run.stdout
 
 
+@pytest.mark.parametrize("lost", ["tables/certificates.csv", "figures/linear_comparison.png"])
+def test_what_was_deleted_is_made_again(smoke, tmp_path, lost):
+    place, _ = smoke
+    victim = place / "results" / "smoke" / lost
+    victim.rename(tmp_path / "kept")
+    run = snakemake(place, "reproduce", "-n", *SMOKE)
+    (tmp_path / "kept").rename(victim)
+    assert "Drawing linear_comparison" in run.stdout and "Training" not in run.stdout
+
+
 def test_a_changed_source_runs_its_rules_again(smoke):
     place, _ = smoke
     source = place / "src" / "skipfold" / "replication" / "figures.py"

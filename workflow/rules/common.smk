@@ -42,7 +42,12 @@ FIGURES = expand(
     name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"],
     suffix=["svg", "png"],
 )
-TABLES = expand(f"{RESULTS}/tables/{{name}}.csv", name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"])
+OF_LINEAR = ["certificates", "ceiling"] if "linear_comparison" in EXPERIMENTS else []
+TABLES = expand(
+    f"{RESULTS}/tables/{{name}}.csv",
+    name=[*EXPERIMENTS, *OF_LINEAR, "timing", "runtimes", "savings", "roofline", "sensitivity"],
+) + expand(f"{RESULTS}/tables/{{name}}_trials.csv", name=EXPERIMENTS)
+NOTEBOOKS = expand(f"{RESULTS}/notebooks/{{name}}.ipynb", name=[*EXPERIMENTS, "timing", "sensitivity"])
 
 
 def sources(*modules):
