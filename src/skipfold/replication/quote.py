@@ -129,8 +129,7 @@ class Bench:
 def _benches(trials: Sequence[Trial], device: torch.device, settings: Config) -> list[Bench]:
     found = []
     for together in sweep.rounds(trials, device):
-        most = settings["side_by_side"] or sweep.best_size(together[0].network, device)
-        size, alike = sweep.group_size(len(together), most), sweep.kinds(together)
+        size, alike = sweep.expected_size(together, device, settings["side_by_side"]), sweep.kinds(together)
         stacked = settings["stacked"] if len(alike) == 1 else 1
         found += [Bench(kind[0], len(kind), size, stacked) for kind in alike]
     return found

@@ -48,7 +48,7 @@ def part(
     first, parts = shard
     groups = []
     for together in sweep.rounds(trials, device):
-        size = sweep.group_size(len(together), side_by_side or sweep.best_size(together[0].network, device))
+        size = sweep.expected_size(together, device, side_by_side)
         groups += [together[start : start + size] for start in range(0, len(together), size)]
     return [trial for group in groups[first - 1 :: parts] for trial in group]
 

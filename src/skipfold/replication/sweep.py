@@ -155,6 +155,11 @@ def best_size(network: str, device: torch.device) -> int:
     return STACKED_ON_CPU if can_be_stacked(network) and not network.startswith("resnet") else 1
 
 
+def expected_size(together: Sequence[Trial], device: torch.device, side_by_side: int | None = None) -> int:
+    """Trials in a group of a round, at most `side_by_side` (None: `best_size`), where the memory is enough."""
+    return group_size(len(together), side_by_side or best_size(together[0].network, device))
+
+
 def choose_stacked(trial: Trial, dataset: Dataset, size: int, steps: int, asked: int | None = None) -> int:
     """How many of `size` trials like `trial` are trained as one network, where all trials take `steps` steps together.
 
