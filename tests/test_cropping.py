@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from samples import ReadsTwoSizes, images, unsettled
 from test_recursion import property_test
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from skipfold.cropping import CroppedConv2d, _cropped, crop_dead_taps
+from skipfold.cropping import CroppedConv2d, LiveTaps, _cropped, crop_dead_taps
 from skipfold.errors import InputShapeError, ModuleError, SkipError, WeightsError
 from skipfold.networks import INPUT_SHAPE
 from skipfold.resnet import resnet
@@ -79,6 +80,19 @@ def test_any_cropped_convolution_is_the_same(size, kernel, stride, padding, bias
         assert isinstance(cropped, CroppedConv2d)
         assert cropped.weight.numel() < whole.weight.numel()
         torch.testing.assert_close(cropped(x), whole(x), rtol=0, atol=1e-12)
+    expected = whole(x)
+    with LiveTaps():
+        torch.testing.assert_close(whole(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [1, (1, 1), "same"])
+def test_live_taps_alone_are_computed_with(padding):
+    x, weight = torch.rand(1, 2, 1, 1), torch.rand(4, 2, 3, 3)
+    expected = nn.functional.conv2d(x, weight, padding=padding)
+    with FlopCounterMode(display=False) as counter, LiveTaps():
+        found = nn.functional.conv2d(x, weight, padding=padding)
+    torch.testing.assert_close(found, expected)
+    assert counter.get_total_flops() == 2 * 2 * 4 * (9 if padding == "same" else 1)
 
 
 def test_a_convolution_that_reads_two_sizes_is_left_alone():

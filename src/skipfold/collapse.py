@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from skipfold.cropping import LiveTaps
 from skipfold.errors import (
     ConfigError,
     ExactnessError,
@@ -247,7 +248,10 @@ def _check_held(result: Collapsed, advice: str) -> None:
 
 
 class _Reference:
-    """A float64 copy of a module, run in chunks that keep within the memory bound; f(0) and the structure seen."""
+    """A float64 copy of a module, run in chunks that keep within the memory bound; f(0) and the structure seen.
+
+    The run that sees the structure records gradients, so that `rows` needs no other.
+    """
 
     def __init__(self, module: nn.Module, shape: Shape, dtype: torch.dtype, device: torch.device, max_bytes: int):
         self.shape, self.dtype, self.device, self.max_bytes = shape, dtype, device, max_bytes
@@ -255,14 +259,18 @@ class _Reference:
         self.inputs = math.prod(shape)
         self._check(self.weights + 8 * self.inputs, "a float64 copy of the weights and one input")
         self.module = copied(module, torch.float64)
-        self.f_0, self.structure = self._watched()
+        self.zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=device, requires_grad=True)
+        output, self.structure = self._watched()
+        self.f_0 = output.detach()
         self.output_shape = tuple(self.f_0.shape[1:])
         self.outputs = self.f_0.numel()
-        # Copies of the weights in float64, float32 and as they are; the result in float64, its rearrangement or cast,
-        # and the copies that the certificate evaluates.
-        self.fixed = 5 * self.weights // 2 + 3 * 8 * self.inputs * self.outputs
+        self.recorded = _flat(output)[0] if self.outputs < self.inputs else None
+        # Copies of the weights in float64, float32 and as they are; the run that is recorded; the result in float64,
+        # its rearrangement or cast, and the copies that the certificate evaluates.
+        recorded = self.structure.constant + self.structure.sample
+        self.fixed = 5 * self.weights // 2 + recorded + 3 * 8 * self.inputs * self.outputs
         # Twice, since gradients are as large as the activations they belong to.
-        self.sample = 2 * (self.structure.bytes + self.structure.workspace + 8 * (self.inputs + self.outputs))
+        self.sample = 2 * (self.structure.sample + self.structure.workspace + 8 * (self.inputs + self.outputs))
         self.chunk = max(1, min((max_bytes - self.fixed) // self.sample, MAX_CHUNK))
 
     def check_memory(self) -> None:
@@ -306,12 +314,14 @@ class _Reference:
         return found
 
     def rows(self) -> torch.Tensor | None:
-        """The Jacobian by gradients, one chunk of outputs at a time; None where the module lets none through."""
-        x = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device, requires_grad=True)
-        with torch.enable_grad(), in_float64(self.dtype):
-            y = _outputs(self.module, x, self.output_shape)[0]
-        if not y.requires_grad:
+        """The Jacobian by gradients, one chunk of outputs at a time; once, since what was recorded is forgotten.
+
+        None where outputs are as many as inputs, or the module lets no gradients through.
+        """
+        recorded, self.recorded = self.recorded, None
+        if recorded is None or not recorded.requires_grad:
             return None
+        recorded = recorded.double()
         rows = torch.empty(self.outputs, self.inputs, dtype=torch.float64, device=self.device)
         for start in range(0, self.outputs, self.chunk):
             part = rows[start : start + self.chunk]
@@ -319,7 +329,7 @@ class _Reference:
             unit[range(len(part)), range(start, start + len(part))] = 1
             try:
                 (gradient,) = torch.autograd.grad(
-                    y, x, unit, is_grads_batched=True, retain_graph=True, materialize_grads=True
+                    recorded, self.zero, unit, is_grads_batched=True, retain_graph=True, materialize_grads=True
                 )
             except torch.OutOfMemoryError:
                 raise
@@ -364,9 +374,14 @@ class _Reference:
         return torch.rand(count, *self.shape, generator=generator, dtype=torch.float64).to(self.device)
 
     def _watched(self) -> tuple[torch.Tensor, Structure]:
-        zero = torch.zeros(1, *self.shape, dtype=torch.float64, device=self.device)
-        with input_errors(zero), in_float64(self.dtype):
-            output, structure = watch(self.module, zero)
+        # The live taps alone, since backward passes wait for the bytes of the weights.
+        with in_float64(self.dtype):
+            try:
+                with torch.enable_grad(), LiveTaps():
+                    output, structure = watch(self.module, self.zero.clone())
+            except RuntimeError:  # not of a wrong input alone: some forwards do not bear gradients
+                with torch.no_grad(), input_errors(self.zero):
+                    output, structure = watch(self.module, self.zero.clone())
         _check_output(output)
         return output, structure
 
@@ -388,7 +403,7 @@ def _affine_map(
     points are found again by pushing unit vectors.
     """
     bias = reference.f_0.flatten()
-    weight = reference.rows() if reference.outputs < reference.inputs else None
+    weight = reference.rows()
     for attempt in (weight, None):
         weight = reference.columns() if attempt is None else attempt
         differences = points.flatten(1) @ weight.T + bias - outputs

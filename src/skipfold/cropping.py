@@ -101,42 +101,76 @@ def _run(model: nn.Module, example: torch.Tensor | Sequence[int]) -> Any:
         return model(x)
 
 
-def _live(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
-    """First and past-last tap that ever meets the input along one axis, and the padding that is left."""
-    steps = (size + 2 * padding - kernel) // stride + 1
-    taps = [k for k in range(kernel) if any(0 <= o * stride + k - padding < size for o in range(steps))]
-    taps = taps or range(kernel)  # every output meets padding only: nothing to gain
-    first, last = min(taps), max(taps) + 1
-    return first, last, padding - first
+class LiveTaps(TorchFunctionMode):
+    """While it is on, 2-d convolutions compute with the taps that meet their input alone: the same values, sooner."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return func(*_with_live_taps(*args, **kwargs)) if func is torch.conv2d else func(*args, **kwargs)
+
+
+def _with_live_taps(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """The arguments of torch.conv2d, weight and padding cropped where they can be."""
+    if not isinstance(padding, str):
+        axes = [(value, value) if isinstance(value, int) else value for value in (stride, padding, dilation)]
+        live = _live_taps(x.shape[-2:], weight.shape[2:], *axes)
+        if live is not None:
+            taps, padding = live
+            weight = weight[:, :, *taps].contiguous()
+    return x, weight, bias, stride, padding, dilation, groups
+
+
+def _live_taps(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[list[slice], tuple[int, int]] | None:
+    """The taps along both axes that ever meet an input of `size`, and the padding that is left.
+
+    None where all taps do, or where a smaller convolution cannot have as many outputs.
+    """
+    if tuple(dilation) != (1, 1):
+        return None
+    taps, left = [], []
+    for side, width, step, pad in zip(size, kernel, stride, padding, strict=True):
+        outputs = (side + 2 * pad - width) // step + 1
+        live = [k for k in range(width) if any(0 <= o * step + k - pad < side for o in range(outputs))]
+        live = live or range(width)  # every output meets padding only: nothing to gain
+        first, last = min(live), max(live) + 1
+        taps.append(slice(first, last))
+        left.append(pad - first)
+        if left[-1] < 0 or (side + 2 * left[-1] - (last - first)) // step + 1 != outputs:
+            return None
+    if all(live == slice(0, width) for live, width in zip(taps, kernel, strict=True)):
+        return None
+    return taps, tuple(left)
 
 
 def _cropped(convolution: nn.Conv2d, size: tuple[int, int]) -> CroppedConv2d | None:
     """The cropped convolution, or None where every tap is live or the crop cannot be written as one."""
-    if convolution.dilation != (1, 1) or convolution.padding_mode != "zeros":
+    if (
+        type(convolution) is not nn.Conv2d
+        or convolution.padding_mode != "zeros"
+        or isinstance(convolution.padding, str)
+    ):
         return None
-    if isinstance(convolution.padding, str) or type(convolution) is not nn.Conv2d:
+    live = _live_taps(size, convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    if live is None:
         return None
-    axes = list(zip(size, convolution.kernel_size, convolution.stride, convolution.padding, strict=True))
-    live = [_live(*axis) for axis in axes]
-    kernel = tuple(last - first for first, last, _ in live)
-    if kernel == convolution.kernel_size:
-        return None
-    padding = tuple(pad for _, _, pad in live)
-    for (side, old, stride, pad), new, left in zip(axes, kernel, padding, strict=True):
-        if left < 0 or (side + 2 * left - new) // stride != (side + 2 * pad - old) // stride:
-            return None
+    taps, padding = live
     cropped = CroppedConv2d(
         convolution.in_channels,
         convolution.out_channels,
-        kernel,
+        tuple(live.stop - live.start for live in taps),
         convolution.stride,
         padding,
         groups=convolution.groups,
         bias=convolution.bias is not None,
         device="meta",
     )
-    (top, bottom, _), (left, right, _) = live
-    weight = convolution.weight.detach()[:, :, top:bottom, left:right].clone(memory_format=torch.contiguous_format)
+    weight = convolution.weight.detach()[:, :, *taps].clone(memory_format=torch.contiguous_format)
     cropped.weight = nn.Parameter(weight, requires_grad=convolution.weight.requires_grad)
     if convolution.bias is not None:
         cropped.bias = convolution.bias

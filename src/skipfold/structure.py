@@ -108,20 +108,22 @@ NOT_AFFINE = set(
 class Structure:
     """What was seen while a module ran once.
 
-    `not_affine` and `unknown` map submodule paths ("" is the module itself) to reasons; `bytes` is the memory of all
-    tensors the run made, `workspace` the largest copy of a convolution's input in columns, both in bytes.
+    `not_affine` and `unknown` map submodule paths ("" is the module itself) to reasons. In bytes: `sample` is the
+    memory of all tensors that the run made from its input, `constant` of those that it made without, `workspace` of the
+    largest copy of a convolution's input in columns.
     """
 
     not_affine: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
-    bytes: int = 0
+    sample: int = 0
+    constant: int = 0
     workspace: int = 0
 
 
 def watch(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, Structure]:
-    """`module(x)`, without gradients, and the structure seen. Whatever `module` raises is let through."""
+    """`module(x)` and the structure seen. Whatever `module` raises is let through."""
     watcher = _Watcher(module, x)
-    with torch.no_grad(), paths(module, watcher.path), watcher, _Leaving(watcher):
+    with paths(module, watcher.path), watcher, _Leaving(watcher):
         output = module(x)
     if isinstance(output, torch.Tensor):
         if not watcher.depends(output):
@@ -182,7 +184,7 @@ class _Watcher(TorchDispatchMode):
             self._judge(func, name, positions, args, kwargs)
             if name in JOINTLY_AFFINE:
                 self._note_rounding(name, (args, kwargs), result)
-        self._follow(result, bool(positions) and name not in CONSTANT)
+        self._follow(result, bool(positions), name not in CONSTANT)
         if name == "convolution":
             self._count_workspace(args, result)
         return result
@@ -223,14 +225,17 @@ class _Watcher(TorchDispatchMode):
         own = type(module).__module__.startswith("torch.nn.modules") and not any(module.children())
         return f"{type(module).__name__} {verdict}" if own else f"aten.{name} {arguments}{verdict}"
 
-    def _follow(self, result, dependent: bool) -> None:
+    def _follow(self, result, made_of_input: bool, by_values: bool) -> None:
         for tensor in _tensors(result):
             key = _storage(tensor)
             if key not in self.seen:
                 self.seen.add(key)
                 self.held.append(tensor)
-                self.structure.bytes += tensor.untyped_storage().nbytes()
-            if dependent:
+                if made_of_input:
+                    self.structure.sample += tensor.untyped_storage().nbytes()
+                else:
+                    self.structure.constant += tensor.untyped_storage().nbytes()
+            if made_of_input and by_values:
                 self.dependent.add(key)
 
     def _count_workspace(self, args, result: torch.Tensor) -> None:
