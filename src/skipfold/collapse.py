@@ -374,13 +374,13 @@ class _Reference:
         return torch.rand(count, *self.shape, generator=generator, dtype=torch.float64).to(self.device)
 
     def _watched(self) -> tuple[torch.Tensor, Structure]:
-        # The live taps alone, since backward passes wait for the bytes of the weights.
-        with in_float64(self.dtype):
+        with input_errors(self.zero), in_float64(self.dtype):
             try:
+                # The live taps alone, since backward passes wait for the bytes of the weights.
                 with torch.enable_grad(), LiveTaps():
                     output, structure = watch(self.module, self.zero.clone())
             except RuntimeError:  # not of a wrong input alone: some forwards do not bear gradients
-                with torch.no_grad(), input_errors(self.zero):
+                with torch.no_grad():
                     output, structure = watch(self.module, self.zero.clone())
         _check_output(output)
         return output, structure
