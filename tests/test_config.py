@@ -85,7 +85,8 @@ def test_a_tier_that_extends_another_differs_where_it_says_so():
     assert config.files("quick") == [f"config/{name}.yaml" for name in ("config", "paper", "long", "quick")]
     assert quick["experiments"]["schedule_comparison"]["train_images"] == 8192
     assert long["experiments"]["schedule_comparison"] == paper["experiments"]["schedule_comparison"]
-    assert long["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "t": {"step": 0.1, "stop": 1.0}}
+    assert long["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "trials": 15, "t": {"step": 0.1, "stop": 1.0}}
+    assert quick["experiments"]["accuracy_vs_t_cnn3"] == {**long["experiments"]["accuracy_vs_t_cnn3"], "trials": 5}
     assert quick["networks"] == long["networks"] == paper["networks"]
 
 
