@@ -330,10 +330,9 @@ def _rmse(check: dict[str, Any], tables: Tables) -> Finding:
     shared = ~np.isnan(target)
     if not shared.any():
         raise NotRun("no published point was run")
-    values = points.values[:, shared]
-    found = statistics.distance(values, target[shared], points.keys["arm"][shared])
-    as_it_is = np.sqrt(((values.mean(axis=0) - target[shared]) ** 2).mean())
-    remark = f"{shared.sum()} published points; {as_it_is:.5f} with the noise of our means"
+    values, target = points.values[:, shared], target[shared]
+    found = statistics.distance(values, target, points.keys["arm"][shared])
+    remark = f"{shared.sum()} published points; {statistics.rms(values, target):.5f} with the noise of our means"
     return Finding(*found, BOOTSTRAP, len(values), points.rows, remark)
 
 

@@ -190,10 +190,15 @@ def interval(
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def rms(values: np.ndarray, target: np.ndarray) -> float:
+    """Root mean square distance of the means of `values` [trials, points] from `target` [points], noise included."""
+    return float(np.sqrt(((values.mean(axis=0) - target) ** 2).mean()))
+
+
 def distance(values: np.ndarray, target: np.ndarray, arms: Sequence[Any] | None = None) -> tuple[float, float, float]:
     """Root mean square distance of the true means of `values` from `target` [points], with an `interval`.
 
-    That of the means of a few trials is larger, by their noise: their variances are taken off. In a resample the noise
+    The `rms` of the means of a few trials is larger, by their noise: their variances are taken off. In a resample the noise
     is there a second time, so its errors are told from the distance as it is. Of five normal trials the interval holds
     the true distance at least 90 times in 100, of very skewed ones 83 times; where it does not, it ends too low.
     """
@@ -202,11 +207,10 @@ def distance(values: np.ndarray, target: np.ndarray, arms: Sequence[Any] | None 
         noise = trials.var(axis=-2, ddof=1) / len(values)
         return ((trials.mean(axis=-2) - target) ** 2 - noise).mean(axis=-1)
 
-    as_it_is = ((values.mean(axis=0) - target) ** 2).mean()
     if len(values) < 2:
-        return float(np.sqrt(as_it_is)), np.nan, np.nan
+        return rms(values, target), np.nan, np.nan
     low, high = interval(values, squared, arms)
-    found = squared(values)
+    found, as_it_is = squared(values), rms(values, target) ** 2
     ends = np.sqrt(np.clip([found, found + as_it_is - high, found + as_it_is - low], 0, None))
     return tuple(map(float, ends))
 
