@@ -198,9 +198,9 @@ def rms(values: np.ndarray, target: np.ndarray) -> float:
 def distance(values: np.ndarray, target: np.ndarray, arms: Sequence[Any] | None = None) -> tuple[float, float, float]:
     """Root mean square distance of the true means of `values` from `target` [points], with an `interval`.
 
-    The `rms` of the means of a few trials is larger, by their noise: their variances are taken off. In a resample the noise
-    is there a second time, so its errors are told from the distance as it is. Of five normal trials the interval holds
-    the true distance at least 90 times in 100, of very skewed ones 83 times; where it does not, it ends too low.
+    The `rms` of the means of a few trials is larger, by their noise: their variances are taken off. In a resample the
+    noise is there a second time, so its errors are told from the distance as it is. Of five normal trials the interval
+    holds the true distance at least 90 times in 100, of very skewed ones 83 times; where it does not, it ends too low.
     """
 
     def squared(trials: np.ndarray) -> np.ndarray:
