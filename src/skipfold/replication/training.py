@@ -71,8 +71,13 @@ def initial_network(trial: Trial, crop: bool) -> nn.Module:
 
 @functools.lru_cache(maxsize=1)
 def _template(trial: Trial, crop: bool) -> nn.Module:
-    """The initial network of `trial`, to be copied: a bench has many learners of one trial, and drawing takes long."""
+    """The initial network of `trial`, to be copied: a bench has many learners of one kind, and drawing takes long."""
     return initial_network(trial, crop)
+
+
+def _pads_averages(module: nn.Module) -> bool:
+    """Whether torch 2.11's gradients of `module` are wrong on CUDA with channels last (pytorch issue 188344)."""
+    return isinstance(module, nn.AvgPool2d) and module.padding not in (0, (0, 0))
 
 
 class Learner:
@@ -91,7 +96,7 @@ class Learner:
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused with a fixed momentum, and a kernel a step
         self.model = self.one if count == 1 else stack(self.one, count)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not any(map(_pads_averages, self.model.modules())):
             self.model = self.model.to(memory_format=torch.channels_last)
         elif fast and count == 1:
             self.model = with_products(self.one, INPUT_SHAPE)
