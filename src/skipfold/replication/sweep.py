@@ -126,6 +126,7 @@ def _train(trials: Sequence[Trial], dataset: Dataset, side_by_side: int, stacked
         try:
             with arithmetic(waiting[0].precision), _drawing(dataset) as draw:
                 ahead = draw(waiting[:size])
+                bench = None  # the last one's memory is free before the next one takes any
                 bench = Bench(waiting[:size], dataset, stacked)
                 while waiting:
                     group, initials = waiting[:size], ahead
@@ -272,7 +273,8 @@ class Bench:
     ):
         self.dataset = dataset
         self.stacked = group_size(len(trials), stacked)
-        self.learners = [learner(trial, dataset, count=self.stacked) for trial in trials[:: self.stacked]]
+        first = {trial: kind[0] for kind in kinds(trials) for trial in kind}  # a learner of any of a kind is for all
+        self.learners = [learner(first[trial], dataset, count=self.stacked) for trial in trials[:: self.stacked]]
         self.active = self.learners
         self.on_cuda = dataset.train_images.device.type == "cuda"
         self.full, self.rest = self.learners[0].full, self.learners[0].rest
@@ -286,14 +288,18 @@ class Bench:
             for batch, count in ((self.batch_size, self.full), (self.rest, self.rest))
             if count
         }
-        self.measure = self._prepare(Learner.measure, training=False)
-        self.val_batches = self._val_batches()
 
     def _prepare(self, action: Callable[[Learner], None], training: bool) -> Callable[[], None]:
         """`action` of every learner as one call."""
         return self._capture(action, training).replay if self.on_cuda else lambda: self._in_turn(action)
 
-    def _val_batches(self) -> list[Callable[[], None]]:
+    @functools.cached_property
+    def measure(self) -> Callable[[], None]:
+        """`Learner.measure` of all; prepared when it is asked for, since what only times steps needs none."""
+        return self._prepare(Learner.measure, training=False)
+
+    @functools.cached_property
+    def val_batches(self) -> list[Callable[[], None]]:
         """What measures the validation images by batch, in order."""
         sizes = next(filter(None, (learner.val_batches() for learner in self.learners)), [])
         calls = {
@@ -359,6 +365,7 @@ class Bench:
 
         Gives each trial with its epochs and its network, which is that trial's until the next one is asked for.
         """
+        measure, val_batches = self.measure, self.val_batches  # before `load`, since preparing takes steps
         chunks = [range(first, len(trials))[: self.stacked] for first in range(0, len(trials), self.stacked)]
         learners = self.active = self.learners[: len(chunks)]
         for learner, chunk in zip(learners, chunks, strict=True):
@@ -378,10 +385,10 @@ class Bench:
             if self.rest:
                 self.steps[self.rest]()
             trained = self._means(learners[0].trained_images)
-            by_batch = self._measure_by_batch()
+            by_batch = self._measure_by_batch(val_batches)
             for learner in learners:
                 learner.model.eval()
-            self.measure()
+            measure()
             measured = self._means(len(self.dataset.val_images))
             seconds = (time.perf_counter() - start) / len(trials)
             for trial, done, *means in zip(trials, epochs, trained, measured, by_batch, strict=False):
@@ -393,13 +400,13 @@ class Bench:
             for place, i in enumerate(chunk):
                 yield trials[i], epochs[i], learner.network(place)
 
-    def _measure_by_batch(self) -> list[Means | None]:
+    def _measure_by_batch(self, val_batches: Sequence[Callable[[], None]]) -> list[Means | None]:
         """Of every network of the active learners; None where nothing is normalized by batch."""
-        if not self.val_batches:
+        if not val_batches:
             return [None] * len(self.learners) * self.stacked
         for learner in self.learners:
             learner.begin_batches()
-        for measure_batch in self.val_batches:
+        for measure_batch in val_batches:
             measure_batch()
         found = self._means(len(self.dataset.val_images))
         normalized = [bool(learner.norms) for learner in self.active for _ in range(self.stacked)]
