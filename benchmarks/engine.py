@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -84,6 +85,7 @@ class Products(Learner):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.model = with_products(self.model, (self.count, *INPUT_SHAPE[1:]))
+        self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         for module in self.model.modules():
             if isinstance(module, ProductConv2d):
                 module.weight.data = module.weight.data.contiguous()
@@ -186,6 +188,9 @@ def main() -> None:
             others = {Products: arguments.products, Compiled: arguments.compile}
             arranged += [(1, other) for other, asked in others.items() if asked]
             for branches, learner in arranged:
+                bench = None
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
                 torch.backends.cuda.matmul.allow_tf32 = learner is Products and arguments.precision == "tf32"
                 bench = Bench([trial] * branches * count, dataset, count, learner)

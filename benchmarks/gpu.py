@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, by one command: CUDA tests, engine benchmark, paper tier, its verification; one log.
+"""Everything that needs a GPU, by one command: CUDA tests, benchmarks, paper tier, its verification; one log.
 
     make gpu
     python benchmarks/gpu.py tests paper               # only these parts
@@ -27,6 +27,8 @@ PARTS = {
     "engine-cnn3": "benchmarks/engine.py --network cnn3 --stacked 1 16 64 --most 64",
     "collapse": "benchmarks/collapse.py --device cuda",
     "quote": "-m snakemake quote --config tier=paper",
+    # By itself, since what is stopped in the middle is lost.
+    "timing": "-m snakemake time_prediction --config tier=paper",
     "paper": "-m snakemake reproduce --config tier=paper",
     "verify": "-m snakemake verify --config tier=paper",
 }
