@@ -2,13 +2,16 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 from skipfold.replication.data import Dataset
 from skipfold.replication.evaluation import accuracy, predict, reestimated
-from skipfold.replication.training import Learner
+from skipfold.replication.training import Learner, arithmetic
 from skipfold.replication.trial import Trial
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def images(count, seed):
@@ -32,20 +35,24 @@ def network():
     return model.eval()
 
 
-def test_statistics_are_the_means_over_batches():
-    data, model = dataset(), network()
+@pytest.mark.parametrize("device", DEVICES)
+def test_statistics_are_the_means_over_batches(device):
+    data, model = dataset().to(device), network().to(device)
     by_hand = copy.deepcopy(model)
-    outputs = [by_hand[0](part.float() / 255) for part in data.train_images.split(200)]
+    with arithmetic("float32"):
+        outputs = [by_hand[0](part.float() / 255) for part in data.train_images.split(200)]
     norm = by_hand[1]
     norm.running_mean.copy_(torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0))
     norm.running_var.copy_(torch.stack([out.transpose(0, 1).flatten(1).var(1) for out in outputs]).mean(0))
-    expected = accuracy(predict(by_hand, data.val_images), data.val_labels)
-    assert reestimated(model, data, batch=200) == expected
+    with arithmetic("float32"):
+        expected = accuracy(predict(by_hand, data.val_images), data.val_labels)
+        assert reestimated(model, data, batch=200) == expected
     assert expected != accuracy(predict(model, data.val_images), data.val_labels)
 
 
-def test_the_network_stays_as_it_was():
-    data = dataset()
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_network_stays_as_it_was(device):
+    data = dataset().to(device)
     learner = Learner(Trial("schedule_comparison", "static", 0, "resnet18", t=0.5), data)
     model = learner.network(0).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}

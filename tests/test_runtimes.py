@@ -38,6 +38,21 @@ def test_every_runtime_predicts_what_the_network_does(name, device):
                 torch.testing.assert_close(found.float(), network(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.cuda
+def test_graphs_that_take_turns_keep_their_outputs():
+    """torch.compile's own graphs, and ours, of products that need workspaces: each called again after the others."""
+    device, x = torch.device("cuda"), torch.rand(64, 1, 28, 28, device="cuda")
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Linear(width, 10)) for width in (64, 256)]
+    predictions = []
+    with torch.inference_mode():
+        for network in networks:
+            contender = timing.Contender("any", "any", network.to(device).eval(), copy.deepcopy(network).double())
+            for name in ("cuda_graph", "compile_reduce_overhead", "cuda_graph"):
+                predictions.append((network, timing.predict(timing.build_in(contender, name, device), x)))
+        for network, prediction in 2 * predictions:
+            torch.testing.assert_close(prediction.call(), network(x), rtol=0.01, atol=0.01)
+
+
 def test_more_networks_than_dynamo_s_limit_are_all_compiled():
     """Past its limit of 8 dynamo would run the others eagerly; fullgraph makes that an error."""
     for _ in range(9):

@@ -128,8 +128,12 @@ def test_every_network_has_its_own_skip_strength(weights, normalize):
         torch.testing.assert_close(found[:, mine], alone(branch[:, mine], skip[:, mine]), rtol=0, atol=1e-15)
 
 
-def test_a_network_that_has_diverged_spoils_no_other():
-    models = several(unsettled(build("cnn3")), 2)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_network_that_has_diverged_spoils_no_other(width, device):
+    """In float32, for which a GPU has kernels that fill groups up with zeros."""
+    models = several(unsettled(build("cnn3", {"width": width})), 2)
     models[1].convolutions[0].weight.data.fill_(float("nan"))
-    logits = together(models)(torch.rand(3, 2, 28, 28, dtype=torch.float64)).unflatten(1, (2, -1))
+    stacked = together(models).to(device, torch.float32, memory_format=torch.channels_last)
+    logits = stacked(torch.rand(3, 2, 28, 28, device=device)).unflatten(1, (2, -1))
     assert logits[:, 0].isfinite().all() and logits[:, 1].isnan().all()

@@ -9,6 +9,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from skipfold.errors import ConfigError, DeviceError
+from skipfold.homotopy import set_skip_strength
 from skipfold.replication import evaluation, sweep, training
 from skipfold.replication.data import load, to_input
 from skipfold.replication.store import Store
@@ -32,6 +33,9 @@ def float64(monkeypatch):
         monkeypatch.setattr(module, "to_input", lambda images: to_input(images).double())
     for module in (training, sweep):
         monkeypatch.setattr(module, "initial_network", lambda trial, crop: initial_network(trial, crop).double())
+    training._template.cache_clear()
+    yield
+    training._template.cache_clear()
 
 
 def mixed(network: str, **changes) -> list[Trial]:
@@ -155,6 +159,42 @@ def test_every_step_is_that_of_the_plain_loop(network, stacked, device, digits, 
             reference.step(16)
             assert float(total) == pytest.approx(float(reference.totals[0]), rel=1e-9)
         assert all(int(learner.cursor) == int(alone[0].cursor) for learner in bench.learners)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("cnn3", {}),
+        ("shallow_leaky_relu", {"stride": 2}),
+        ("resnet18", {"stem": "imagenet_pool3"}),
+        ("resnet18", {"size": 16}),
+        ("resnet34_linear_avgpool", {}),
+    ],
+)
+def test_a_step_in_the_arithmetic_of_training_is_that_of_float64(network, options, count, device):
+    """On CUDA TF32 and channels last. Losses are alike, and every layer goes the way that float64 sends it."""
+    digits = load("digits").first(64, 1)
+    base = Trial("test", network, 0, network, options=options, t=0.9, epochs=1, batch_size=64, data="digits")
+    trials = [dataclasses.replace(base, index=index) for index in range(count)]
+    initials = [initial_network(trial, crop=True) for trial in trials]
+    with training.arithmetic("tf32"):
+        learner = Learner(base, digits.to(device), count=count)
+        learner.load(initials)
+        learner.begin([0.9] * count, [torch.arange(64)] * count)
+        learner.step(64)
+    for index, (initial, (loss, _)) in enumerate(zip(initials, learner.means(64), strict=True)):
+        model = copy.deepcopy(initial).double().train()
+        set_skip_strength(model, 0.9)
+        expected = F.cross_entropy(model(to_input(digits.train_images).double()), digits.train_labels)
+        assert loss == pytest.approx(expected.item(), rel=1e-2)
+        expected.backward()
+        trained = dict(learner.network(index).named_parameters())
+        layers = {path: weight for path, weight in model.named_parameters() if weight.dim() > 1}
+        for path, weight in layers.items():
+            step = initial.get_parameter(path).double() - trained[path].detach().cpu().double()
+            assert F.cosine_similarity(step.flatten(), weight.grad.flatten(), dim=0) > 0.95, path
 
 
 def test_accuracies_over_seeds_are_of_one_distribution(tmp_path):
