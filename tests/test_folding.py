@@ -355,6 +355,25 @@ def test_a_part_that_torch_fx_cannot_read_stays_whole():
     assert [type(layer) for layer in fold_batchnorm(model)[0]] == [nn.Linear, nn.Sequential]
 
 
+class Precise(nn.Sequential):
+    """In full precision under autocast too."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def test_a_part_that_sets_autocast_stays_whole():
+    part = Precise(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)).eval()
+    folded, _ = fold_affine(nn.Sequential(part, nn.ReLU()), (2, 5, 5))
+    x = 300 * torch.rand(2, 2, 5, 5)
+    with torch.autocast("cpu"):
+        torch.testing.assert_close(folded(x), part(x).relu())
+    with pytest.raises(SkipError, match=r"torch\.fx cannot read this Precise \(it sets autocast; .* or the caller\)"):
+        fold_affine(part, (2, 5, 5))
+    assert [type(layer) for layer in fold_batchnorm(part)] == [nn.Conv2d]  # its forward stays
+
+
 def test_a_network_that_torch_fx_cannot_read_is_refused():
     with pytest.raises(SkipError, match=r"torch\.fx cannot read this Branching .* give the network itself"):
         fold_affine(Branching(), (3,))

@@ -80,6 +80,20 @@ class Freezing(Block):
             return x * 2
 
 
+class Autocasting(Block):
+    def residual(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(x)
+
+
+class AutocastingElsewhere(Block):
+    """On a device that this machine may not have."""
+
+    def residual(self, x):
+        with torch.autocast("cuda", enabled=False):
+            return self.conv(x)
+
+
 class Offset(Block):
     def __init__(self):
         super().__init__()
@@ -163,9 +177,11 @@ def test_copies_and_pickles_hold_what_the_result_holds():
         (Counting, "it assigns to a buffer"),
         (Waiting, "control flow"),
         (Freezing, "turns gradients off"),
+        (Autocasting, "sets autocast"),
+        (AutocastingElsewhere, "sets autocast"),
     ],
 )
-def test_what_would_be_fixed_once_is_refused(kind, reason):
+def test_what_would_be_fixed_once_or_forgotten_is_refused(kind, reason):
     model = nn.Sequential(nn.Identity(), kind()).eval()
     with pytest.raises(SkipError, match=rf"^1: .*{kind.__name__} .*{reason}"):
         insert_skips(model)

@@ -70,7 +70,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor | Sequence[int] | Non
     """
     model = copy.deepcopy(model).eval()
     _settle(model)
-    graph = _read(model)
+    graph = _read(model, runs=False)
     gone = _fold_batchnorms(model, graph, example)
     _drop_identities(model, graph)
     chains = [module for module in model.modules() if isinstance(module, nn.Sequential)]
@@ -80,7 +80,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor | Sequence[int] | Non
             if child in gone and len(chain) > 1:
                 delattr(chain, name)
     try:
-        left = _read(model)
+        left = _read(model, runs=False)
         _drop_identities(model, left)
         same = alike(model, graph, left)
     except SkipError:
@@ -147,12 +147,12 @@ class _Layers(Reader):
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 
-def _read(model: nn.Module) -> fx.Graph:
+def _read(model: nn.Module, runs: bool = True) -> fx.Graph:
     try:
         check_forward(model)
         # A network is called with one input.
         called = inspect.signature(model.forward).bind_partial(object())
-        return _Layers(fixed_parameters(model, [called])).trace(model)
+        return _Layers(fixed_parameters(model, [called]), runs).trace(model)
     except Exception as error:  # whatever a forward does with the proxies of torch.fx
         raise SkipError(
             f"torch.fx cannot read this {type(model).__name__} ({first_line(error)}); give the network itself where "

@@ -72,7 +72,8 @@ def own_graph(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> fx.G
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
     number. So it is read in both modes; such constants are given by submodules, which `module` gets. Parameters in
     `fixed` have the values there, and the graph refuses others. Raises SkipError where the modes run other operators,
-    where random numbers are drawn or gradients turned off outside of submodules, and whatever torch.fx raises.
+    where random numbers are drawn, gradients turned off or autocast set outside of submodules, and whatever torch.fx
+    raises.
     """
     check_forward(module)
     states, graphs = _random_states(), []
@@ -138,16 +139,18 @@ class Reader(fx.Tracer):
     """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them.
 
     Buffers are read when the graph runs, so that none is changed, and no branch on one is taken, while torch.fx reads.
-    Raises SkipError where one is assigned, as by `self.count += 1`, which no graph does.
+    Raises SkipError where one is assigned, as by `self.count += 1`, which no graph does; and, of a graph that `runs`
+    and is not only looked at, where the forward sets autocast, which a graph forgets.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, fixed: Mapping[str, Any] | None = None):
+    def __init__(self, fixed: Mapping[str, Any] | None = None, runs: bool = True):
         super().__init__()
-        self.fixed = fixed or {}
+        self.fixed, self.runs = fixed or {}, runs
 
     def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+        self.autocasts = _autocasts()
         held = {module: dict(module._buffers) for module in root.modules()}
         try:
             graph = super().trace(root, concrete_args)
@@ -157,6 +160,11 @@ class Reader(fx.Tracer):
             for module, buffers in held.items():
                 module._buffers.update(buffers)
         return graph
+
+    def create_node(self, *args, **kwargs) -> fx.Node:
+        if self.runs and _autocasts() != self.autocasts:
+            raise SkipError("it sets autocast; let a submodule do so, or the caller")
+        return super().create_node(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -169,6 +177,12 @@ class Reader(fx.Tracer):
         check = self.create_proxy("call_function", as_read, (arg, self.fixed[name], name), {})
         check.node.meta["is_wrapped"] = True  # as torch.fx marks what it does not look into
         return self.fixed[name]
+
+
+def _autocasts() -> int:
+    """How many are entered, of any device, one that is off, or as it was before, too."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def needed(module: nn.Module, graph: fx.Graph) -> Callable[[fx.Node], bool]:
