@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from skipfold.errors import SkipError
 from skipfold.homotopy import insert_skips, to_homotopy
@@ -92,6 +93,16 @@ class AutocastingElsewhere(Block):
     def residual(self, x):
         with torch.autocast("cuda", enabled=False):
             return self.conv(x)
+
+
+class Checkpointing(Block):
+    def residual(self, x):
+        return checkpoint(self.conv, x, use_reentrant=False)
+
+
+class CheckpointingReentrantly(Block):
+    def residual(self, x):
+        return checkpoint(self.conv, x, use_reentrant=True)
 
 
 class Offset(Block):
@@ -179,6 +190,8 @@ def test_copies_and_pickles_hold_what_the_result_holds():
         (Freezing, "turns gradients off"),
         (Autocasting, "sets autocast"),
         (AutocastingElsewhere, "sets autocast"),
+        (Checkpointing, "checkpoints activations"),
+        (CheckpointingReentrantly, "checkpoints with use_reentrant"),
     ],
 )
 def test_what_would_be_fixed_once_or_forgotten_is_refused(kind, reason):

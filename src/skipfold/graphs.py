@@ -20,6 +20,8 @@ from skipfold.subject import copied, in_mode
 CONSTANT = (type(None), bool, int, float, str)
 """Types of values that a forward may branch on while torch.fx reads it."""
 
+SAVES = "it checkpoints activations or saves them elsewhere, which a graph does not; let the caller of the module do so"
+
 IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod}
 IN_PLACE |= {operator.ipow, operator.iand, operator.ior, operator.ixor}
 """Python's operators that change their first tensor."""
@@ -72,13 +74,13 @@ def own_graph(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> fx.G
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
     number. So it is read in both modes; such constants are given by submodules, which `module` gets. Parameters in
     `fixed` have the values there, and the graph refuses others. Raises SkipError where the modes run other operators,
-    where random numbers are drawn, gradients turned off or autocast set outside of submodules, and whatever torch.fx
-    raises.
+    where outside of submodules random numbers are drawn, gradients turned off, autocast set or activations
+    checkpointed, and whatever torch.fx raises.
     """
     check_forward(module)
     states, graphs = _random_states(), []
     for training in (True, False):
-        with in_mode(module, training), torch.enable_grad():
+        with in_mode(module, training), torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(SAVES):
             graphs.append(_Shallow(fixed).trace(module))
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
@@ -283,7 +285,9 @@ class _Shallow(Reader):
 
     def create_node(self, *args, **kwargs) -> fx.Node:
         if not torch.is_grad_enabled():
-            raise SkipError("it turns gradients off; let a submodule do so, or use detach")
+            raise SkipError(
+                "it turns gradients off, or checkpoints with use_reentrant; let a submodule do so, or use detach"
+            )
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
