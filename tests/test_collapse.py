@@ -629,6 +629,37 @@ def test_dtype_of_the_module_is_kept(dtype):
     assert certificate.max_error < 1e-12
 
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (1.001 if x.dtype == torch.float32 else 1)
+
+
+class Cancelling(nn.Linear):
+    """Rounds to what 1000 is rounded to; in bfloat16 all of the input is."""
+
+    def forward(self, x):
+        return (super().forward(x) + 1e3) - 1e3
+
+
+def test_a_branch_on_the_dtype_is_another_function():
+    with pytest.raises(ModuleError, match=r"in torch\.float32 than in float64, by .* branch on the dtype\?"):
+        collapse(Scaled(6, 3).eval(), (6,))
+    collapse(Scaled(6, 3).double().eval(), (6,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("network", ["cnn3", "deep", "cancelling"])
+def test_rounding_is_no_other_function(network, dtype):
+    if network == "deep":
+        model, shape = nn.Sequential(*[nn.Linear(32, 32) for _ in range(50)]), (32,)
+    elif network == "cancelling":
+        model, shape = Cancelling(20, 3), (20,)
+    else:
+        model, shape = unsettled(build(network)), INPUT_SHAPE
+    _, certificate = collapse(model.to(dtype).eval(), shape, probes=1)
+    assert certificate.module_error_float32 > 0
+
+
 def test_example_tensor_is_a_batch():
     model = nn.Conv2d(2, 3, 3).double().eval()
     layer, _ = collapse(model, torch.rand(7, 2, 5, 4, dtype=torch.float64))

@@ -48,6 +48,9 @@ RESIDUAL_TOLERANCE = 1e-8
 ROUNDING = 2.0**-19
 """What float64 may lose of what float32 does: the ratio of their roundings, 2^-29, with room for how they fall."""
 
+USUAL_ROUNDINGS = 128
+"""Roundings of a module's own dtype, of its largest output, that its outputs may be off without being looked into."""
+
 NO_OPERATOR = (
     "no operator shows it, the residual does; do samples of a batch influence each other, or large parts cancel so "
     "that an output is mostly rounding?"
@@ -520,18 +523,35 @@ def _flat(outputs: torch.Tensor) -> torch.Tensor:
 def _errors_in_dtype(
     module: nn.Module, result: Collapsed, points: Sequence[torch.Tensor], outputs: torch.Tensor, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Largest difference of `result` from `module` in its own dtype, and of `module` from `outputs` in float64."""
-    parts = [part.to(dtype) for part in points]
+    """Largest difference of `result` from `module` in its own dtype, and of `module` from `outputs` in float64.
+
+    Raises ModuleError where the latter is more than `module` rounds off, as told by its residual at larger points.
+    """
+
+    def run(network: nn.Module, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([_outputs(network, part.to(dtype), result.output_shape) for part in parts])
+
     with torch.no_grad():
         try:
-            own = torch.cat([_outputs(module, part, result.output_shape) for part in parts])
+            own = run(module, points)
+            own_error = float((own - outputs).abs().max())
+            if own_error > USUAL_ROUNDINGS * torch.finfo(dtype).eps * float(own.abs().max()):
+                zero, near, far = (run(module, [size * part for part in points]) for size in (0, 10, 30))
+                rounding = float((far - 3 * near + 2 * zero).abs().max())
+                # Where no output is another than at 0, all of the input may be rounded off.
+                if own_error > rounding and not torch.equal(own, zero):
+                    raise ModuleError(
+                        f"other outputs in {dtype} than in float64, by {own_error:.1e} where it rounds "
+                        f"up to {rounding:.1e} off: does its forward branch on the dtype? Take that out, or collapse "
+                        "module.double()"
+                    )
         except InputShapeError as error:  # though it ran before
             raise ModuleError(
                 f"after float64 runs of a copy the module fails in {dtype} ({first_line(error.__cause__ or error)}): "
                 "it keeps tensors in a cache outside of itself (functools.lru_cache?); clear that, and use a buffer"
             ) from error
-        found = torch.cat([_outputs(result, part, result.output_shape) for part in parts])
-    return float((found - own).abs().max()), float((own - outputs).abs().max())
+        found = run(result, points)
+    return float((found - own).abs().max()), own_error
 
 
 def _prove(module: SkipCNN, weight: torch.Tensor, bias: torch.Tensor) -> float:
