@@ -158,11 +158,19 @@ class Branching(nn.Module):
         return self.linear(x) if x.sum() > 0 else x
 
 
+class SequenceFirst(nn.GRU):
+    """Takes what should be the batch for the time, whose steps an export counts."""
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
 def test_what_cannot_be_exported_is_said_and_replaces_nothing(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_text("before")
-    with pytest.raises(ExportError, match=r"^/.*/model\.onnx: torch\.onnx does not take the network"):
-        export_onnx(Branching(), (3,), path)
+    for network, shape, why in ((Branching(), (3,), "data-dependent"), (SequenceFirst(3, 2), (4, 3), "static shape")):
+        with pytest.raises(ExportError, match=rf"^/.*/model\.onnx: torch\.onnx does not take the network \(.*{why}"):
+            export_onnx(network, shape, path)
     with pytest.raises(InputShapeError, match="input of shape"):
         export_onnx(nn.Linear(3, 2), (4,), path)
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
