@@ -955,6 +955,23 @@ def test_chain_that_is_no_convolution(chain, part):
         collapse_convolution(chain.eval())
 
 
+class Padding(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.pad(super().forward(x), (1, 1, 1, 1))
+
+
+def test_a_chain_that_gives_another_size_is_no_convolution():
+    with pytest.raises(NotConvolutionError, match=r"the chain gives \[2, 2, 5, 5\] where the one convolution gives"):
+        collapse_convolution(nn.Sequential(nn.Conv2d(1, 2, 3), Padding(2)).eval())
+
+
+def test_a_chain_that_cannot_be_copied_is_said():
+    with pytest.raises(ModuleError, match="Sequential cannot be copied"):
+        collapse_convolution(nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(1, 1, 3))))
+    with pytest.raises(WeightsError, match=r"0\.weight: not initialised yet"):
+        collapse_convolution(nn.Sequential(nn.LazyConv2d(1, 3)))
+
+
 def test_a_list_of_layers_is_no_chain():
     with pytest.raises(ModuleError, match="list given"):
         collapse_convolution([nn.Conv2d(1, 1, 3)])
