@@ -641,6 +641,16 @@ class Cancelling(nn.Linear):
         return (super().forward(x) + 1e3) - 1e3
 
 
+def test_weights_that_half_precision_rounds_to_nothing_are_refused():
+    """The weights of the affine ResNet34 are 1e-6; divided by 255, below what float16 holds."""
+    layer, _ = collapse(nn.Linear(4, 3, bias=False).eval(), (4,))
+    layer.linear.weight.data = torch.full((3, 4), 1e-6)
+    raw = fold_preprocessing(layer)
+    with pytest.raises(WeightsError, match=r"torch\.float16 loses 100% of them; .*call \.float\(\) on the collapsed"):
+        fold_preprocessing(layer.half())
+    assert raw(torch.full((1, 4), 255)).tolist()[0] == pytest.approx([4e-6] * 3)
+
+
 def test_a_branch_on_the_dtype_is_another_function():
     with pytest.raises(ModuleError, match=r"in torch\.float32 than in float64, by .* branch on the dtype\?"):
         collapse(Scaled(6, 3).eval(), (6,))

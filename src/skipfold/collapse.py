@@ -48,6 +48,9 @@ RESIDUAL_TOLERANCE = 1e-8
 ROUNDING = 2.0**-19
 """What float64 may lose of what float32 does: the ratio of their roundings, 2^-29, with room for how they fall."""
 
+LOST_ROUNDINGS = 8
+"""Roundings of a dtype that weights may lose in it, of their sum; they lose more where it holds them as subnormals."""
+
 USUAL_ROUNDINGS = 128
 """Roundings of a module's own dtype, of its largest output, that its outputs may be off without being looked into."""
 
@@ -169,7 +172,7 @@ def collapse(
             raise NotAffineError(f"not affine (residual {residual:.1e}): {NO_OPERATOR}")
         weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
-        _check_held(result, "call .float() on the module first")
+        _check_held(result, weight, "call .float() on the module first")
         error, own_error = _errors_in_dtype(own, result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
@@ -235,7 +238,7 @@ def fold_preprocessing(
     dtype = collapsed.linear.weight.dtype
     weight = (by_channel * scale).flatten(1)
     result = Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
-    _check_held(result, "give a scale and std of usual size")
+    _check_held(result, weight, "give a scale and std of usual size, or call .float() on the collapsed network first")
     return result
 
 
@@ -245,9 +248,16 @@ def check_collapsed(module: object) -> None:
         raise ModuleError(f"{type(module).__name__} given; a Collapsed is allowed, as collapse gives it")
 
 
-def _check_held(result: Collapsed, advice: str) -> None:
+def _check_held(result: Collapsed, weight: torch.Tensor, advice: str) -> None:
+    """Raises WeightsError where `result` does not hold the float64 `weight`, which is too large for it or too small."""
+    held = result.linear.weight.detach()
     if not all(parameter.isfinite().all() for parameter in result.parameters()):
-        raise WeightsError(f"the one layer has weights that {result.linear.weight.dtype} does not hold; {advice}")
+        raise WeightsError(f"the one layer has weights that {held.dtype} does not hold; {advice}")
+    lost, whole = (float(values.abs().sum(1).max()) for values in (weight - held.double(), weight))
+    if lost > LOST_ROUNDINGS * torch.finfo(held.dtype).eps * whole:
+        raise WeightsError(
+            f"the one layer has weights so small that {held.dtype} loses {lost / whole:.0%} of them; {advice}"
+        )
 
 
 class _Reference:
