@@ -355,6 +355,20 @@ def test_a_part_that_torch_fx_cannot_read_stays_whole():
     assert [type(layer) for layer in fold_batchnorm(model)[0]] == [nn.Linear, nn.Sequential]
 
 
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.skip = nn.Conv2d(2, 2, 3, padding=1), Skip(0.3)
+
+    def forward(self, x):
+        return self.skip(skip=x, branch=self.conv(x))
+
+
+def test_a_skip_that_takes_its_sides_by_name_is_folded():
+    folded, _ = fold_affine(ByName(), (2, 5, 5))
+    assert [type(layer) for layer in folded.children()] == [nn.Conv2d]
+
+
 class Precise(nn.Sequential):
     """In full precision under autocast too."""
 

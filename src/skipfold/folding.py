@@ -396,9 +396,10 @@ def _weighted(whole: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or not isinstance(skip := whole.get_submodule(node.target), Skip):
         return False
     weights = [float(weight) for weight in skip.pair(torch.float64)]
+    given = inspect.signature(skip.forward).bind(*node.args, **node.kwargs).args
     sides = [
         (side, 1.0 if _scaled(whole, side, weight) else weight)
-        for side, weight in zip(node.args, weights, strict=True)
+        for side, weight in zip(given, weights, strict=True)
         if weight
     ]
     sides.sort(key=lambda item: item[1] != 1)
