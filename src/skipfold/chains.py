@@ -9,10 +9,10 @@ from torch import nn
 
 from skipfold.collapse import MAX_BYTES, Certificate, collapse
 from skipfold.errors import NotConvolutionError
-from skipfold.subject import certifying, check_module, copied
+from skipfold.subject import BATCHNORM, certifying, check_module, copied
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-POINTWISE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
+POINTWISE = (BATCHNORM, nn.modules.dropout._DropoutNd, nn.Identity)
 """Layers that a chain may hold beside its convolutions."""
 
 PROBES = 2

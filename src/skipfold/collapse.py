@@ -31,6 +31,7 @@ from skipfold.errors import (
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
 from skipfold.subject import (
+    BATCHNORM,
     Shape,
     certifying,
     copied,
@@ -577,7 +578,7 @@ def _prove(module: SkipCNN, weight: torch.Tensor, bias: torch.Tensor) -> float:
     )
 
 
-_CHANGED_BY_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_CHANGED_BY_TRAINING = (BATCHNORM, nn.modules.dropout._DropoutNd)
 
 
 def _per_channel(values: float | Sequence[float], channels: int) -> torch.Tensor:

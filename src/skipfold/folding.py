@@ -19,13 +19,12 @@ from skipfold.equality import Equality, calls, certify
 from skipfold.errors import CollapseError, SkipError
 from skipfold.graphs import Reader, alike, check_forward, fixed_parameters, hooked, needed
 from skipfold.homotopy import ADDS, Skip
-from skipfold.subject import first_line
+from skipfold.subject import BATCHNORM, first_line
 
 CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 """By exact type, see `_convolves`."""
 
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
-BATCHNORM = nn.modules.batchnorm._BatchNorm
 IDENTITIES = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
 IDENTITIES |= {nn.Identity}
 """In eval mode, in which networks are folded; by exact type."""

@@ -16,6 +16,9 @@ from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, Weights
 
 Shape = tuple[int, ...]
 
+BATCHNORM = nn.modules.batchnorm._BatchNorm
+"""The class of all of torch's BatchNorms, for isinstance."""
+
 
 def check_module(module: object) -> None:
     """Raises ModuleError unless `module` is an nn.Module of Python code, whose submodules are too."""
