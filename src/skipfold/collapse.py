@@ -52,8 +52,8 @@ ROUNDING = 2.0**-19
 LOST_ROUNDINGS = 8
 """Roundings of a dtype that weights may lose in it, of their sum; they lose more where it holds them as subnormals."""
 
-USUAL_ROUNDINGS = 128
-"""Roundings of a module's own dtype, of its largest output, that its outputs may be off without being looked into."""
+UNUSUAL_ROUNDINGS = 8
+"""How many times what it was seen to round off a module may be off in its own dtype, once half of the digits are."""
 
 NO_OPERATOR = (
     "no operator shows it, the residual does; do samples of a batch influence each other, or large parts cancel so "
@@ -239,7 +239,8 @@ def fold_preprocessing(
     dtype = collapsed.linear.weight.dtype
     weight = (by_channel * scale).flatten(1)
     result = Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
-    _check_held(result, weight, "give a scale and std of usual size, or call .float() on the collapsed network first")
+    advice = "give a scale and std of usual size, or call .float() on the collapsed network first"
+    _check_held(result, weight, advice, scale)
     return result
 
 
@@ -249,13 +250,16 @@ def check_collapsed(module: object) -> None:
         raise ModuleError(f"{type(module).__name__} given; a Collapsed is allowed, as collapse gives it")
 
 
-def _check_held(result: Collapsed, weight: torch.Tensor, advice: str) -> None:
-    """Raises WeightsError where `result` does not hold the float64 `weight`, which is too large for it or too small."""
-    held = result.linear.weight.detach()
-    if not all(parameter.isfinite().all() for parameter in result.parameters()):
+def _check_held(result: Collapsed, weight: torch.Tensor, advice: str, scale: float = 1.0) -> None:
+    """Raises WeightsError where `result` does not hold the float64 `weight`, which is too large for it or too small.
+
+    Of inputs up to 1 / `scale`: what their outputs, with the bias, round off is not lost.
+    """
+    held, bias = (parameter.detach() for parameter in result.linear.parameters())
+    if not all(parameter.isfinite().all() for parameter in (held, bias)):
         raise WeightsError(f"the one layer has weights that {held.dtype} does not hold; {advice}")
     lost, whole = (float(values.abs().sum(1).max()) for values in (weight - held.double(), weight))
-    if lost > LOST_ROUNDINGS * torch.finfo(held.dtype).eps * whole:
+    if lost > LOST_ROUNDINGS * torch.finfo(held.dtype).eps * (whole + abs(scale) * float(bias.abs().max())):
         raise WeightsError(
             f"the one layer has weights so small that {held.dtype} loses {lost / whole:.0%} of them; {advice}"
         )
@@ -546,15 +550,15 @@ def _errors_in_dtype(
         try:
             own = run(module, points)
             own_error = float((own - outputs).abs().max())
-            if own_error > USUAL_ROUNDINGS * torch.finfo(dtype).eps * float(own.abs().max()):
+            if own_error > math.sqrt(torch.finfo(dtype).eps) * float(own.abs().max()):
                 zero, near, far = (run(module, [size * part for part in points]) for size in (0, 10, 30))
                 rounding = float((far - 3 * near + 2 * zero).abs().max())
                 # Where no output is another than at 0, all of the input may be rounded off.
-                if own_error > rounding and not torch.equal(own, zero):
+                if own_error > UNUSUAL_ROUNDINGS * rounding and not torch.equal(own, zero):
                     raise ModuleError(
                         f"other outputs in {dtype} than in float64, by {own_error:.1e} where it rounds "
-                        f"up to {rounding:.1e} off: does its forward branch on the dtype? Take that out, or collapse "
-                        "module.double()"
+                        f"about {rounding:.1e} off: does its forward branch on the dtype, or round a constant? "
+                        "Take that out, or collapse module.double()"
                     )
         except InputShapeError as error:  # though it ran before
             raise ModuleError(
