@@ -46,6 +46,11 @@ def test_a_network_of_half_precision_is_exported_up_to_its_rounding(weights, tmp
     assert export_onnx(insert_skips(model, 0.3, weights), (3, 32, 32), tmp_path / "half.onnx") < 8e-3
 
 
+def test_autocast_around_an_export_is_none_of_the_network(tmp_path):
+    with torch.autocast("cpu"):
+        assert export_onnx(nn.Linear(3, 2), (3,), tmp_path / "linear.onnx") < 1e-6
+
+
 def test_a_collapsed_network_takes_bytes_in_onnxruntime(tmp_path):
     layer, _ = collapse(build("cnn3", {"width": 2}).eval(), INPUT_SHAPE)
     raw = fold_preprocessing(layer, mean=0.1307, std=0.3081)

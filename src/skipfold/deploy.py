@@ -92,7 +92,7 @@ def _check_outputs(outputs: Sequence[Any]) -> None:
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), certifying(x.device):  # a caller's autocast would be written into the file
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
