@@ -115,6 +115,12 @@ def test_a_strength_that_is_none_is_refused(tmp_path):
         load_model("torchvision:resnet18", tmp_path / "weights.pt")
 
 
+def test_strengths_of_another_network_are_named(tmp_path):
+    save_state(build("cnn3"), tmp_path / "cnn3.safetensors")
+    with pytest.raises(CheckpointError, match=r"strength of skips \(skip\.t\) that perceptron does not have; is it of"):
+        load_model("perceptron", tmp_path / "cnn3.safetensors")
+
+
 def test_t_comes_from_the_file_unless_it_is_given(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_state(insert_skips(torchvision.models.resnet18(num_classes=3), 0.25), path)

@@ -629,6 +629,53 @@ def test_dtype_of_the_module_is_kept(dtype):
     assert certificate.max_error < 1e-12
 
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (1.001 if x.dtype == torch.float32 else 1)
+
+
+class Cancelling(nn.Linear):
+    """Rounds to what the large part is rounded to: in half precision much of the output, or all."""
+
+    def __init__(self, large):
+        super().__init__(20, 3)
+        self.large = large
+
+    def forward(self, x):
+        return (super().forward(x) + self.large(x)) - self.large(x.flip(-1))
+
+
+def test_weights_that_half_precision_rounds_to_nothing_are_refused():
+    """The weights of the affine ResNet34 are 1e-6; divided by 255, below what float16 holds."""
+    layer, _ = collapse(nn.Linear(4, 3, bias=False).eval(), (4,))
+    layer.linear.weight.data = torch.full((3, 4), 1e-6)
+    raw = fold_preprocessing(layer)
+    with pytest.raises(WeightsError, match=r"torch\.float16 loses 100% of them; .*call \.float\(\) on the collapsed"):
+        fold_preprocessing(layer.half())
+    assert raw(torch.full((1, 4), 255)).tolist()[0] == pytest.approx([4e-6] * 3)
+
+
+def test_a_branch_on_the_dtype_is_another_function():
+    with pytest.raises(ModuleError, match=r"in torch\.float32 than in float64, by .* branch on the dtype,"):
+        collapse(Scaled(6, 3).eval(), (6,))
+    collapse(Scaled(6, 3).double().eval(), (6,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("network", ["cnn3", "deep", "constant", "sum"])
+def test_rounding_is_no_other_function(network, dtype):
+    if network == "deep":
+        model, shape = nn.Sequential(*[nn.Linear(32, 32) for _ in range(50)]), (32,)
+    elif network == "constant":
+        model, shape = Cancelling(lambda x: 1e4), (20,)
+    elif network == "sum":
+        model, shape = Cancelling(lambda x: 1e4 * x.mean(-1, keepdim=True)), (20,)
+    else:
+        model, shape = unsettled(build(network)), INPUT_SHAPE
+    _, certificate = collapse(model.to(dtype).eval(), shape, probes=1)
+    assert certificate.module_error_float32 > 0
+
+
 def test_example_tensor_is_a_batch():
     model = nn.Conv2d(2, 3, 3).double().eval()
     layer, _ = collapse(model, torch.rand(7, 2, 5, 4, dtype=torch.float64))
@@ -922,6 +969,23 @@ def test_a_layer_that_is_there_twice_is_folded_twice():
 def test_chain_that_is_no_convolution(chain, part):
     with pytest.raises(NotConvolutionError, match=part):
         collapse_convolution(chain.eval())
+
+
+class Padding(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.pad(super().forward(x), (1, 1, 1, 1))
+
+
+def test_a_chain_that_gives_another_size_is_no_convolution():
+    with pytest.raises(NotConvolutionError, match=r"the chain gives \[2, 2, 5, 5\] where the one convolution gives"):
+        collapse_convolution(nn.Sequential(nn.Conv2d(1, 2, 3), Padding(2)).eval())
+
+
+def test_a_chain_that_cannot_be_copied_is_said():
+    with pytest.raises(ModuleError, match="Sequential cannot be copied"):
+        collapse_convolution(nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(1, 1, 3))))
+    with pytest.raises(WeightsError, match=r"0\.weight: not initialised yet"):
+        collapse_convolution(nn.Sequential(nn.LazyConv2d(1, 3)))
 
 
 def test_a_list_of_layers_is_no_chain():

@@ -160,6 +160,17 @@ def test_preprocessing_is_not_left_out_silently(cnn3, tmp_path, capsys):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("name", ["cnn3.safetensors", "link.safetensors"])
+@pytest.mark.parametrize("command", ["collapse", "export"])
+def test_a_checkpoint_is_not_written_over(command, name, cnn3, tmp_path, capsys):
+    checkpoint = tmp_path / "cnn3.safetensors"
+    before = checkpoint.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(checkpoint)
+    assert main([command, *cnn3, *SHAPE, "-o", str(tmp_path / name)]) == 1
+    assert "is the checkpoint, whose weights would be lost" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+
+
 def test_help_and_errors_from_a_shell():
     command = [sys.executable, "-m", "skipfold"]
     shown = subprocess.run([*command, "collapse", "--help"], capture_output=True, text=True, check=True).stdout

@@ -46,6 +46,11 @@ def test_a_network_of_half_precision_is_exported_up_to_its_rounding(weights, tmp
     assert export_onnx(insert_skips(model, 0.3, weights), (3, 32, 32), tmp_path / "half.onnx") < 8e-3
 
 
+def test_autocast_around_an_export_is_none_of_the_network(tmp_path):
+    with torch.autocast("cpu"):
+        assert export_onnx(nn.Linear(3, 2), (3,), tmp_path / "linear.onnx") < 1e-6
+
+
 def test_a_collapsed_network_takes_bytes_in_onnxruntime(tmp_path):
     layer, _ = collapse(build("cnn3", {"width": 2}).eval(), INPUT_SHAPE)
     raw = fold_preprocessing(layer, mean=0.1307, std=0.3081)
@@ -158,11 +163,19 @@ class Branching(nn.Module):
         return self.linear(x) if x.sum() > 0 else x
 
 
+class SequenceFirst(nn.GRU):
+    """Takes what should be the batch for the time, whose steps an export counts."""
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
 def test_what_cannot_be_exported_is_said_and_replaces_nothing(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_text("before")
-    with pytest.raises(ExportError, match=r"^/.*/model\.onnx: torch\.onnx does not take the network"):
-        export_onnx(Branching(), (3,), path)
+    for network, shape, why in ((Branching(), (3,), "data-dependent"), (SequenceFirst(3, 2), (4, 3), "static shape")):
+        with pytest.raises(ExportError, match=rf"^/.*/model\.onnx: torch\.onnx does not take the network \(.*{why}"):
+            export_onnx(network, shape, path)
     with pytest.raises(InputShapeError, match="input of shape"):
         export_onnx(nn.Linear(3, 2), (4,), path)
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1

@@ -355,6 +355,39 @@ def test_a_part_that_torch_fx_cannot_read_stays_whole():
     assert [type(layer) for layer in fold_batchnorm(model)[0]] == [nn.Linear, nn.Sequential]
 
 
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.skip = nn.Conv2d(2, 2, 3, padding=1), Skip(0.3)
+
+    def forward(self, x):
+        return self.skip(skip=x, branch=self.conv(x))
+
+
+def test_a_skip_that_takes_its_sides_by_name_is_folded():
+    folded, _ = fold_affine(ByName(), (2, 5, 5))
+    assert [type(layer) for layer in folded.children()] == [nn.Conv2d]
+
+
+class Precise(nn.Sequential):
+    """In full precision under autocast too."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def test_a_part_that_sets_autocast_stays_whole():
+    part = Precise(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)).eval()
+    folded, _ = fold_affine(nn.Sequential(part, nn.ReLU()), (2, 5, 5))
+    x = 300 * torch.rand(2, 2, 5, 5)
+    with torch.autocast("cpu"):
+        torch.testing.assert_close(folded(x), part(x).relu())
+    with pytest.raises(SkipError, match=r"torch\.fx cannot read this Precise \(it sets autocast; .* or the caller\)"):
+        fold_affine(part, (2, 5, 5))
+    assert [type(layer) for layer in fold_batchnorm(part)] == [nn.Conv2d]  # its forward stays
+
+
 def test_a_network_that_torch_fx_cannot_read_is_refused():
     with pytest.raises(SkipError, match=r"torch\.fx cannot read this Branching .* give the network itself"):
         fold_affine(Branching(), (3,))

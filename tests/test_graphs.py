@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from skipfold.errors import SkipError
 from skipfold.homotopy import insert_skips, to_homotopy
@@ -78,6 +79,30 @@ class Freezing(Block):
     def residual(self, x):
         with torch.no_grad():
             return x * 2
+
+
+class Autocasting(Block):
+    def residual(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(x)
+
+
+class AutocastingElsewhere(Block):
+    """On a device that this machine may not have."""
+
+    def residual(self, x):
+        with torch.autocast("cuda", enabled=False):
+            return self.conv(x)
+
+
+class Checkpointing(Block):
+    def residual(self, x):
+        return checkpoint(self.conv, x, use_reentrant=False)
+
+
+class CheckpointingReentrantly(Block):
+    def residual(self, x):
+        return checkpoint(self.conv, x, use_reentrant=True)
 
 
 class Offset(Block):
@@ -163,9 +188,13 @@ def test_copies_and_pickles_hold_what_the_result_holds():
         (Counting, "it assigns to a buffer"),
         (Waiting, "control flow"),
         (Freezing, "turns gradients off"),
+        (Autocasting, "sets autocast"),
+        (AutocastingElsewhere, "sets autocast"),
+        (Checkpointing, "checkpoints activations"),
+        (CheckpointingReentrantly, "checkpoints with use_reentrant"),
     ],
 )
-def test_what_would_be_fixed_once_is_refused(kind, reason):
+def test_what_would_be_fixed_once_or_forgotten_is_refused(kind, reason):
     model = nn.Sequential(nn.Identity(), kind()).eval()
     with pytest.raises(SkipError, match=rf"^1: .*{kind.__name__} .*{reason}"):
         insert_skips(model)

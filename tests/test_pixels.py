@@ -1,12 +1,15 @@
 """Prediction from pixels in one kernel: against float64, on the CPU by Triton's interpreter, on CUDA for real."""
 
+import copy
 import importlib
+import pickle
 import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from skipfold.collapse import Collapsed, fold_preprocessing
 from skipfold.errors import InputShapeError, ModuleError, WeightsError
@@ -102,9 +105,16 @@ def test_without_cuda_the_layer_is_the_collapsed_network():
         PixelLayer(layer)(x[:, :, 1:])
 
 
+def test_weights_that_are_loaded_are_those_of_the_kernel():
+    source, loaded = PixelLayer(collapsed()), PixelLayer(collapsed())
+    for made in (loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        nn.Sequential(made).load_state_dict(nn.Sequential(source).state_dict())
+        assert torch.equal(made.halves, source.halves) and torch.equal(made.scale, source.scale)
+
+
 def test_what_the_kernel_cannot_hold_is_refused():
     with pytest.raises(ModuleError, match="Linear given; a Collapsed is allowed"):
-        PixelLayer(torch.nn.Linear(4, 3))
+        PixelLayer(nn.Linear(4, 3))
     with pytest.raises(WeightsError, match=r"torch\.float64 given; float32 is allowed"):
         PixelLayer(collapsed().double())
     with pytest.raises(WeightsError, match=f"257 outputs given; at most {MAX_OUTPUTS}"):

@@ -20,6 +20,12 @@ OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove
 
 
 @OPERATIONS
+def test_weights_that_are_not_initialised_are_named(operation):
+    with pytest.raises(WeightsError, match=r"^0\.weight: not initialised yet"):
+        operation(nn.Sequential(nn.LazyLinear(2)), (3,))
+
+
+@OPERATIONS
 @pytest.mark.parametrize("given", [None, torch.relu, nn.Linear])
 def test_what_is_no_module_is_refused(operation, given):
     with pytest.raises(ModuleError, match=r"^\w+ given; a torch\.nn\.Module is allowed"):

@@ -9,10 +9,10 @@ from torch import nn
 
 from skipfold.collapse import MAX_BYTES, Certificate, collapse
 from skipfold.errors import NotConvolutionError
-from skipfold.subject import certifying, check_module
+from skipfold.subject import BATCHNORM, certifying, check_module, copied
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-POINTWISE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
+POINTWISE = (BATCHNORM, nn.modules.dropout._DropoutNd, nn.Identity)
 """Layers that a chain may hold beside its convolutions."""
 
 PROBES = 2
@@ -32,7 +32,7 @@ def collapse_convolution(chain: nn.Module, *, max_bytes: int = MAX_BYTES) -> tup
     input size), and what `collapse` raises.
     """
     check_module(chain)
-    unpadded = copy.deepcopy(chain)
+    own, unpadded = copied(chain), copy.deepcopy(chain)
     convolutions = [layer for path, layer in _checked(unpadded) if isinstance(layer, CONVOLUTIONS)]
     first = convolutions[0]
     padding, first.padding = first.padding, (0,) * len(first.padding)
@@ -42,7 +42,7 @@ def collapse_convolution(chain: nn.Module, *, max_bytes: int = MAX_BYTES) -> tup
     whole = type(first)(first.in_channels, len(weight), kernel, stride, padding, device="meta")
     whole.weight = nn.Parameter(weight)
     whole.bias = one_pixel.linear.bias
-    certificate = _certified(certificate, chain, whole, [size + 2 for size in kernel])
+    certificate = _certified(certificate, own, whole, [size + 2 for size in kernel])
     allowed = max(TOLERANCE, 8 * torch.finfo(weight.dtype).eps) * (1 + float(weight.abs().flatten(1).sum(1).max()))
     if not certificate.max_error <= allowed:
         raise NotConvolutionError(
@@ -109,11 +109,16 @@ def extent(convolutions: list[nn.Module]) -> tuple[list[int], list[int]]:
 
 
 def _certified(certificate: Certificate, chain: nn.Module, whole: nn.Module, sides: list[int]) -> Certificate:
-    """The certificate with the errors of `whole` against `chain` on inputs of size `sides`."""
-    pair = [copy.deepcopy(module).eval() for module in (chain, whole)]
+    """The certificate with the errors of `whole` against `chain`, a copy in eval mode, on inputs of size `sides`."""
+    pair = chain, copied(whole)
     x = torch.rand(PROBES, whole.in_channels, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with certifying(whole.weight.device), torch.no_grad():
         own, found = (module(x.to(whole.weight)) for module in pair)
+        if own.shape != found.shape:  # by a hook, or a BatchNorm of another make
+            raise NotConvolutionError(
+                f"the chain gives {list(own.shape)} where the one convolution gives {list(found.shape)}; use collapse, "
+                "for one input size"
+            )
         own64, found64 = (module.double()(x.to(whole.weight.device)) for module in pair)
     return dataclasses.replace(
         certificate,

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from skipfold.errors import CheckpointError
+from skipfold.errors import CheckpointError, NoSkipsError
 from skipfold.homotopy import MARKS, adding, insert_skips, set_skip_strength, skips
 from skipfold.networks import NETWORKS, build
 from skipfold.schedules import check_strength
@@ -71,7 +71,13 @@ def load_model(
         variance, normalize = (any(key.endswith(f".{mark}") for key in state) for mark in MARKS)
         weights = "variance" if variance else "convex"
         among = {STRENGTH.sub("", key) for key in stated}
-        model = insert_skips(model, weights=weights, normalize=normalize, among=among)
+        try:
+            model = insert_skips(model, weights=weights, normalize=normalize, among=among)
+        except NoSkipsError as error:
+            raise CheckpointError(
+                f"{path}: states the strength of skips ({some(stated)}) that {name} does not have; is it of another "
+                "network or other options?"
+            ) from error
     elif not skips(model) and t is not None:
         model = insert_skips(model, among=None if example is None else adding(model, example))
     if skips(model) and state is not None and not stated and t is None:

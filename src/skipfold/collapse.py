@@ -31,6 +31,7 @@ from skipfold.errors import (
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
 from skipfold.subject import (
+    BATCHNORM,
     Shape,
     certifying,
     copied,
@@ -47,6 +48,12 @@ RESIDUAL_TOLERANCE = 1e-8
 
 ROUNDING = 2.0**-19
 """What float64 may lose of what float32 does: the ratio of their roundings, 2^-29, with room for how they fall."""
+
+LOST_ROUNDINGS = 8
+"""Roundings of a dtype that weights may lose in it, of their sum; they lose more where it holds them as subnormals."""
+
+UNUSUAL_ROUNDINGS = 8
+"""How many times what it was seen to round off a module may be off in its own dtype, once half of the digits are."""
 
 NO_OPERATOR = (
     "no operator shows it, the residual does; do samples of a batch influence each other, or large parts cancel so "
@@ -166,7 +173,7 @@ def collapse(
             raise NotAffineError(f"not affine (residual {residual:.1e}): {NO_OPERATOR}")
         weight, bias, max_error = _affine_map(reference, points, outputs)
         result = Collapsed(weight.to(dtype), bias.to(dtype), shape, reference.output_shape)
-        _check_held(result, "call .float() on the module first")
+        _check_held(result, weight, "call .float() on the module first")
         error, own_error = _errors_in_dtype(own, result, points.split(reference.chunk), outputs, dtype)
     rounding = _prove(module, weight, bias) if exact else None
     certificate = Certificate(
@@ -232,7 +239,8 @@ def fold_preprocessing(
     dtype = collapsed.linear.weight.dtype
     weight = (by_channel * scale).flatten(1)
     result = Collapsed(weight.to(dtype), bias.to(dtype), collapsed.input_shape, collapsed.output_shape)
-    _check_held(result, "give a scale and std of usual size")
+    advice = "give a scale and std of usual size, or call .float() on the collapsed network first"
+    _check_held(result, weight, advice, scale)
     return result
 
 
@@ -242,9 +250,19 @@ def check_collapsed(module: object) -> None:
         raise ModuleError(f"{type(module).__name__} given; a Collapsed is allowed, as collapse gives it")
 
 
-def _check_held(result: Collapsed, advice: str) -> None:
-    if not all(parameter.isfinite().all() for parameter in result.parameters()):
-        raise WeightsError(f"the one layer has weights that {result.linear.weight.dtype} does not hold; {advice}")
+def _check_held(result: Collapsed, weight: torch.Tensor, advice: str, scale: float = 1.0) -> None:
+    """Raises WeightsError where `result` does not hold the float64 `weight`, which is too large for it or too small.
+
+    Of inputs up to 1 / `scale`: what their outputs, with the bias, round off is not lost.
+    """
+    held, bias = (parameter.detach() for parameter in result.linear.parameters())
+    if not all(parameter.isfinite().all() for parameter in (held, bias)):
+        raise WeightsError(f"the one layer has weights that {held.dtype} does not hold; {advice}")
+    lost, whole = (float(values.abs().sum(1).max()) for values in (weight - held.double(), weight))
+    if lost > LOST_ROUNDINGS * torch.finfo(held.dtype).eps * (whole + abs(scale) * float(bias.abs().max())):
+        raise WeightsError(
+            f"the one layer has weights so small that {held.dtype} loses {lost / whole:.0%} of them; {advice}"
+        )
 
 
 class _Reference:
@@ -520,18 +538,35 @@ def _flat(outputs: torch.Tensor) -> torch.Tensor:
 def _errors_in_dtype(
     module: nn.Module, result: Collapsed, points: Sequence[torch.Tensor], outputs: torch.Tensor, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Largest difference of `result` from `module` in its own dtype, and of `module` from `outputs` in float64."""
-    parts = [part.to(dtype) for part in points]
+    """Largest difference of `result` from `module` in its own dtype, and of `module` from `outputs` in float64.
+
+    Raises ModuleError where the latter is more than `module` rounds off, as told by its residual at larger points.
+    """
+
+    def run(network: nn.Module, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([_outputs(network, part.to(dtype), result.output_shape) for part in parts])
+
     with torch.no_grad():
         try:
-            own = torch.cat([_outputs(module, part, result.output_shape) for part in parts])
+            own = run(module, points)
+            own_error = float((own - outputs).abs().max())
+            if own_error > math.sqrt(torch.finfo(dtype).eps) * float(own.abs().max()):
+                zero, near, far = (run(module, [size * part for part in points]) for size in (0, 10, 30))
+                rounding = float((far - 3 * near + 2 * zero).abs().max())
+                # Where no output is another than at 0, all of the input may be rounded off.
+                if own_error > UNUSUAL_ROUNDINGS * rounding and not torch.equal(own, zero):
+                    raise ModuleError(
+                        f"other outputs in {dtype} than in float64, by {own_error:.1e} where it rounds "
+                        f"about {rounding:.1e} off: does its forward branch on the dtype, or round a constant? "
+                        "Take that out, or collapse module.double()"
+                    )
         except InputShapeError as error:  # though it ran before
             raise ModuleError(
                 f"after float64 runs of a copy the module fails in {dtype} ({first_line(error.__cause__ or error)}): "
                 "it keeps tensors in a cache outside of itself (functools.lru_cache?); clear that, and use a buffer"
             ) from error
-        found = torch.cat([_outputs(result, part, result.output_shape) for part in parts])
-    return float((found - own).abs().max()), float((own - outputs).abs().max())
+        found = run(result, points)
+    return float((found - own).abs().max()), own_error
 
 
 def _prove(module: SkipCNN, weight: torch.Tensor, bias: torch.Tensor) -> float:
@@ -547,7 +582,7 @@ def _prove(module: SkipCNN, weight: torch.Tensor, bias: torch.Tensor) -> float:
     )
 
 
-_CHANGED_BY_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_CHANGED_BY_TRAINING = (BATCHNORM, nn.modules.dropout._DropoutNd)
 
 
 def _per_channel(values: float | Sequence[float], channels: int) -> torch.Tensor:

@@ -242,6 +242,9 @@ def _inspect(given: argparse.Namespace) -> None:
 def _model(given: argparse.Namespace):
     from skipfold.checkpoint import load_model
 
+    output = getattr(given, "output", None)
+    if output and given.checkpoint and os.path.realpath(output) == os.path.realpath(given.checkpoint):
+        raise ConfigError(f"--output: {output} is the checkpoint, whose weights would be lost; give another name")
     if given.checkpoint is None:
         print(f"{given.model}: no --checkpoint given, so its weights are random", file=sys.stderr)
     return load_model(given.model, given.checkpoint, t=given.t, options=parse(given.option), example=given.input_shape)

@@ -66,13 +66,20 @@ def export_onnx(
             try:
                 _write_onnx(module, inputs[-1], part)
             except Exception as error:  # of many kinds, from torch.onnx
-                raise ExportError(f"{path}: torch.onnx does not take the network ({first_line(error)})") from error
+                raise ExportError(f"{path}: torch.onnx does not take the network ({_reason(error)})") from error
             try:
                 session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
                 found = [session.run(None, {"input": x.cpu().numpy()})[0] for x in inputs]
             except Exception as error:  # of many kinds, from onnxruntime
                 raise ExportError(f"{path}: onnxruntime does not run the network ({first_line(error)})") from error
             return _compared(path, expected, [torch.from_numpy(output) for output in found], tolerance)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch.onnx failed: the first line, that is no heading, of what `error`, which tells what to do, came from."""
+    said = first_line(error.__cause__ or error)
+    told = str(error.__cause__).splitlines()[1:2]
+    return told[0].removeprefix("- ") if said.endswith(":") and told else said
 
 
 def _check_outputs(outputs: Sequence[Any]) -> None:
@@ -85,7 +92,7 @@ def _check_outputs(outputs: Sequence[Any]) -> None:
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), certifying(x.device):  # a caller's autocast would be written into the file
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from skipfold.errors import InputShapeError, SkipError, SkipfoldError
 from skipfold.structure import paths
 from skipfold.subject import (
+    BATCHNORM,
     certifying,
     copied,
     dtype_and_device,
@@ -144,7 +145,7 @@ def _unsettled(model: nn.Module) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCHNORM):
             for values, low, high in (
                 (module.running_mean, -0.5, 0.5),
                 (module.running_var, 0.5, 2.0),

@@ -54,7 +54,7 @@ class CollapseError(SkipfoldError):
 
 
 class ModuleError(CollapseError):
-    """What is given is not a module of Python code, or cannot be copied."""
+    """What is given is not a module of Python code, cannot be copied, or is another function in float64."""
 
 
 class InputShapeError(CollapseError):

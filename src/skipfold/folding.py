@@ -19,13 +19,12 @@ from skipfold.equality import Equality, calls, certify
 from skipfold.errors import CollapseError, SkipError
 from skipfold.graphs import Reader, alike, check_forward, fixed_parameters, hooked, needed
 from skipfold.homotopy import ADDS, Skip
-from skipfold.subject import first_line
+from skipfold.subject import BATCHNORM, first_line
 
 CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 """By exact type, see `_convolves`."""
 
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
-BATCHNORM = nn.modules.batchnorm._BatchNorm
 IDENTITIES = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
 IDENTITIES |= {nn.Identity}
 """In eval mode, in which networks are folded; by exact type."""
@@ -70,7 +69,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor | Sequence[int] | Non
     """
     model = copy.deepcopy(model).eval()
     _settle(model)
-    graph = _read(model)
+    graph = _read(model, runs=False)
     gone = _fold_batchnorms(model, graph, example)
     _drop_identities(model, graph)
     chains = [module for module in model.modules() if isinstance(module, nn.Sequential)]
@@ -80,7 +79,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor | Sequence[int] | Non
             if child in gone and len(chain) > 1:
                 delattr(chain, name)
     try:
-        left = _read(model)
+        left = _read(model, runs=False)
         _drop_identities(model, left)
         same = alike(model, graph, left)
     except SkipError:
@@ -147,12 +146,12 @@ class _Layers(Reader):
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 
-def _read(model: nn.Module) -> fx.Graph:
+def _read(model: nn.Module, runs: bool = True) -> fx.Graph:
     try:
         check_forward(model)
         # A network is called with one input.
         called = inspect.signature(model.forward).bind_partial(object())
-        return _Layers(fixed_parameters(model, [called])).trace(model)
+        return _Layers(fixed_parameters(model, [called]), runs).trace(model)
     except Exception as error:  # whatever a forward does with the proxies of torch.fx
         raise SkipError(
             f"torch.fx cannot read this {type(model).__name__} ({first_line(error)}); give the network itself where "
@@ -396,9 +395,10 @@ def _weighted(whole: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or not isinstance(skip := whole.get_submodule(node.target), Skip):
         return False
     weights = [float(weight) for weight in skip.pair(torch.float64)]
+    given = inspect.signature(skip.forward).bind(*node.args, **node.kwargs).args
     sides = [
         (side, 1.0 if _scaled(whole, side, weight) else weight)
-        for side, weight in zip(node.args, weights, strict=True)
+        for side, weight in zip(given, weights, strict=True)
         if weight
     ]
     sides.sort(key=lambda item: item[1] != 1)

@@ -20,6 +20,8 @@ from skipfold.subject import copied, in_mode
 CONSTANT = (type(None), bool, int, float, str)
 """Types of values that a forward may branch on while torch.fx reads it."""
 
+SAVES = "it checkpoints activations or saves them elsewhere, which a graph does not; let the caller of the module do so"
+
 IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod}
 IN_PLACE |= {operator.ipow, operator.iand, operator.ior, operator.ixor}
 """Python's operators that change their first tensor."""
@@ -72,12 +74,13 @@ def own_graph(module: nn.Module, fixed: Mapping[str, Any] | None = None) -> fx.G
     torch.fx runs a forward once, in Python: a constant that depends on self.training would be fixed, as would a random
     number. So it is read in both modes; such constants are given by submodules, which `module` gets. Parameters in
     `fixed` have the values there, and the graph refuses others. Raises SkipError where the modes run other operators,
-    where random numbers are drawn or gradients turned off outside of submodules, and whatever torch.fx raises.
+    where outside of submodules random numbers are drawn, gradients turned off, autocast set or activations
+    checkpointed, and whatever torch.fx raises.
     """
     check_forward(module)
     states, graphs = _random_states(), []
     for training in (True, False):
-        with in_mode(module, training), torch.enable_grad():
+        with in_mode(module, training), torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(SAVES):
             graphs.append(_Shallow(fixed).trace(module))
     if _random_states() != states:
         raise SkipError("it draws random numbers itself; let a submodule draw them")
@@ -138,16 +141,18 @@ class Reader(fx.Tracer):
     """torch.fx's, but that parameters in `fixed` are these values, so that a forward may branch on them.
 
     Buffers are read when the graph runs, so that none is changed, and no branch on one is taken, while torch.fx reads.
-    Raises SkipError where one is assigned, as by `self.count += 1`, which no graph does.
+    Raises SkipError where one is assigned, as by `self.count += 1`, which no graph does; and, of a graph that `runs`
+    and is not only looked at, where the forward sets autocast, which a graph forgets.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, fixed: Mapping[str, Any] | None = None):
+    def __init__(self, fixed: Mapping[str, Any] | None = None, runs: bool = True):
         super().__init__()
-        self.fixed = fixed or {}
+        self.fixed, self.runs = fixed or {}, runs
 
     def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+        self.autocasts = _autocasts()
         held = {module: dict(module._buffers) for module in root.modules()}
         try:
             graph = super().trace(root, concrete_args)
@@ -157,6 +162,11 @@ class Reader(fx.Tracer):
             for module, buffers in held.items():
                 module._buffers.update(buffers)
         return graph
+
+    def create_node(self, *args, **kwargs) -> fx.Node:
+        if self.runs and _autocasts() != self.autocasts:
+            raise SkipError("it sets autocast; let a submodule do so, or the caller")
+        return super().create_node(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -169,6 +179,12 @@ class Reader(fx.Tracer):
         check = self.create_proxy("call_function", as_read, (arg, self.fixed[name], name), {})
         check.node.meta["is_wrapped"] = True  # as torch.fx marks what it does not look into
         return self.fixed[name]
+
+
+def _autocasts() -> int:
+    """How many are entered, of any device, one that is off, or as it was before, too."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def needed(module: nn.Module, graph: fx.Graph) -> Callable[[fx.Node], bool]:
@@ -269,7 +285,9 @@ class _Shallow(Reader):
 
     def create_node(self, *args, **kwargs) -> fx.Node:
         if not torch.is_grad_enabled():
-            raise SkipError("it turns gradients off; let a submodule do so, or use detach")
+            raise SkipError(
+                "it turns gradients off, or checkpoints with use_reentrant; let a submodule do so, or use detach"
+            )
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:

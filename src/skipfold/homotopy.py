@@ -23,7 +23,7 @@ from skipfold.graphs import (
     sources,
 )
 from skipfold.schedules import check_strength
-from skipfold.subject import check_module, first_line
+from skipfold.subject import BATCHNORM, check_module, first_line
 
 ORDER = {
     BasicBlock: ("conv1", "bn1", "relu", "conv2", "bn2"),
@@ -245,7 +245,7 @@ def _settled(module: nn.Module) -> bool:
     """Whether `module` is known to add no skip itself: a layer of torch's, a BatchNorm, a ResNet around its blocks."""
     own = type(module).__module__.startswith("torch.nn.") or type(module) is ResNet
     # timm's BatchNorms count in a way that torch.fx cannot read.
-    return own or isinstance(module, nn.modules.batchnorm._BatchNorm | Skip | HomotopyBlock)
+    return own or isinstance(module, BATCHNORM | Skip | HomotopyBlock)
 
 
 def _converted(module: nn.Module, make: Callable[[], Skip], seen: Sequence[inspect.BoundArguments]) -> nn.Module | None:

@@ -15,6 +15,7 @@ from skipfold.homotopy import Skip, set_skip_strength, skips
 from skipfold.recursion import Layer, SkipCNN
 from skipfold.resnet import resnet
 from skipfold.schedules import check_strength
+from skipfold.subject import BATCHNORM
 
 INPUT_SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -127,7 +128,7 @@ def initialize(model: nn.Module, generator: torch.Generator, init: str = "torchv
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+        elif isinstance(module, BATCHNORM | nn.LayerNorm | nn.GroupNorm):
             module.reset_parameters()
         elif not isinstance(module, Skip) and (module._parameters or module._buffers):
             raise ConfigError(f"{path}: {type(module).__name__} has no initial values; add them to networks.initialize")

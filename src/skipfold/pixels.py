@@ -38,9 +38,10 @@ class PixelLayer(nn.Module):
         if len(weight) > MAX_OUTPUTS:
             raise WeightsError(f"{len(weight)} outputs given; at most {MAX_OUTPUTS} are allowed: use the Collapsed")
         self.collapsed = collapsed
-        halves, scale = split(weight)
-        self.register_buffer("halves", halves, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("halves", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
+        _split_weights(self)
+        self.register_load_state_dict_post_hook(_split_weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         fits = x.dtype == torch.uint8 and tuple(x.shape[1:]) == self.collapsed.input_shape and len(x)
@@ -50,6 +51,10 @@ class PixelLayer(nn.Module):
 
         logits = kernel.run(x.flatten(1).contiguous(), self.halves, self.scale, self.collapsed.linear.bias)
         return logits.reshape(-1, *self.collapsed.output_shape)
+
+
+def _split_weights(layer: PixelLayer, _: object = None) -> None:
+    layer.halves, layer.scale = split(layer.collapsed.linear.weight.detach())
 
 
 def split(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

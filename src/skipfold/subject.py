@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, WeightsError
 
 Shape = tuple[int, ...]
+
+BATCHNORM = nn.modules.batchnorm._BatchNorm
+"""The class of all of torch's BatchNorms, for isinstance."""
 
 
 def check_module(module: object) -> None:
@@ -31,8 +35,9 @@ def copied(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy in eval mode without gradients; floating weights in `dtype`, or shared with `module` where it is None.
 
     So are tensors that a submodule holds as attributes, in lists and dictionaries too. Raises ModuleError where it
-    cannot be copied.
+    cannot be copied, WeightsError where weights are not initialised.
     """
+    _check_initialised(module)
     memo = {}
     for parameter in module.parameters():
         values = parameter.detach() if dtype is None else parameter.detach().to(dtype, copy=True)
@@ -69,11 +74,10 @@ def sample_shape(example: torch.Tensor | Sequence[int]) -> Shape:
 def dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -> tuple[torch.dtype, torch.device]:
     """Of the weights, or of an example tensor where there are none; raises ModuleError and WeightsError."""
     check_module(module)
+    _check_initialised(module)
     parameters = dict(module.named_parameters())
     held = parameters | dict(module.named_buffers())
     for path, tensor in held.items():
-        if nn.parameter.is_lazy(tensor):
-            raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
         if tensor.is_meta:
             raise WeightsError(f"{path}: on the meta device, which holds no values; load the weights first")
         if tensor.layout is not torch.strided:
@@ -95,6 +99,12 @@ def dtype_and_device(module: nn.Module, example: torch.Tensor | Sequence[int]) -
     if isinstance(example, torch.Tensor) and example.is_floating_point():
         return example.dtype, example.device
     raise WeightsError("the module has no weights that tell dtype and device; give a floating-point tensor as example")
+
+
+def _check_initialised(module: nn.Module) -> None:
+    for path, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise WeightsError(f"{path}: not initialised yet; run the module once on an input")
 
 
 def _finite(tensor: torch.Tensor) -> bool:
