@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ NUMBERS = {
 }
 TYPES = {
     "integer": "a whole number",
-    "number": "a number",
+    "number": "a finite number",
     "string": "a text",
     "boolean": "true or false",
     "array": "a list",
@@ -145,8 +146,11 @@ def _read(path: str) -> dict[str, Any]:
 @functools.cache
 def _validator(place: Path) -> jsonschema.Draft202012Validator:
     draft = jsonschema.Draft202012Validator
-    # JSON Schema takes 2.0 for a whole number; range() does not.
+    # JSON Schema takes 2.0 for a whole number, which range() does not, and inf and nan for numbers of any range.
     types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    types = types.redefine(
+        "number", lambda _, value: draft.TYPE_CHECKER.is_type(value, "number") and abs(value) < math.inf
+    )
     schema = yaml.safe_load((place / "workflow" / "schemas" / "config.schema.yaml").read_text())
     _add_names(schema)
     return jsonschema.validators.extend(draft, type_checker=types)(schema)
