@@ -13,6 +13,7 @@ BAD = {
     "trials=0": "trials: 0 given",
     "trials=2.0": "trials: 2.0 given",
     "trials=two": "a whole number",
+    "extends=long": "extends: 'long' given; only a tier's file",
     "trails=3": "did you mean trials?",
     "device=gpu": "cuda:0",
     "store=''": "allowed is a text, not empty",

@@ -70,6 +70,11 @@ def load(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """`load` without the checks, for which networks have to be imported."""
     overrides = dict(overrides or {})
+    if EXTENDS in (given := _read(COMMON) | overrides):
+        raise ConfigError(
+            f"config: {EXTENDS}: {given[EXTENDS]!r} given; only a tier's file, such as config/quick.yaml, may hold it; "
+            f"choose one of {', '.join(TIERS)} with tier"
+        )
     tier, _ = resolve_tier(tier or overrides.pop("tier", None) or _read(COMMON)["tier"])
     merged = functools.reduce(merge, [*map(_read, files(tier)), overrides])
     merged.pop(EXTENDS, None)
