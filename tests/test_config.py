@@ -44,6 +44,7 @@ BAD = {
     "networks.perceptron.with=9": "network perceptron: unknown option with",
     "networks.cnn3.kernel=99": "kernel of 99",
     "networks.cnn3.with=9": "did you mean width?",
+    "networks.cnn3.width=1000000": "smaller sizes are allowed",
     "networks.resnet.stem=large": "stem: 'large' given",
     "networks.resnet.block=add": "networks.resnet.block: 'add' given; allowed is homotopy",
     "networks=3": "a mapping",

@@ -54,13 +54,18 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stoppe
         print(stopped, file=sys.stderr)
         return 130
     except Exception as error:
-        if not isinstance(error, MemoryError | OverflowError) and not TOO_LARGE.search(str(error)):
+        if not is_too_large(error):
             raise
         asked = shlex.join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         advice = "ask for smaller sizes or use a machine with more memory"
         print(f"error: {asked}: does not fit into memory ({said}); {advice}", file=sys.stderr)
         return 1
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether `error` says that something does not fit into memory."""
+    return isinstance(error, MemoryError | OverflowError) or bool(TOO_LARGE.search(str(error)))
 
 
 def _parser() -> argparse.ArgumentParser:

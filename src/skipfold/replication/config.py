@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from skipfold.commands import is_too_large
 from skipfold.errors import ConfigError
 from skipfold.keys import merge, put
 
@@ -180,7 +181,6 @@ def _add_names(schema: dict[str, Any]) -> None:
 
 def _check(config: Config) -> None:
     """Every rule of the schema, for the alternatives as well, then what only the trials themselves can tell."""
-    from skipfold import networks
     from skipfold.replication import experiments
 
     _check_schema(config)
@@ -199,7 +199,21 @@ def _check(config: Config) -> None:
     trials = [trial for name in experiments.names(config) for trial in experiments.trials(config, name)]
     built = {(trial.network, json.dumps(trial.options)): trial for trial in trials if trial.options}
     for trial in built.values():
-        networks.build(trial.network, trial.options)
+        _build(trial.network, trial.options)
+
+
+def _build(network: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError where there is no such network, or none that this machine could hold."""
+    from skipfold import networks
+    from skipfold.subject import first_line
+
+    try:
+        networks.build(network, options)
+    except Exception as error:
+        if not is_too_large(error):
+            raise
+        said = f"{options} given, which does not fit into memory ({first_line(error)})"
+        raise ConfigError(f"network {network}: {said}; smaller sizes are allowed") from error
 
 
 def _check_schema(config: Config) -> None:
