@@ -99,6 +99,14 @@ def test_another_configuration_is_found(results):
     assert any("tier is smoke, the configuration says quick" in line for line in verify.check(results, other))
 
 
+def test_another_configuration_is_found_where_records_are_missing_too(results):
+    other = settings()
+    other["experiments"]["accuracy_vs_t_cnn3"]["t"] = [0.0, 0.5]
+    path = results / "tables" / "accuracy_vs_t_cnn3_trials.csv"
+    configured, missing = verify._experiment(path, {}, other)
+    assert "0 missing, 2 others" in configured and "6 of 6 trials are not in trials.jsonl.gz" in missing
+
+
 def test_published_points_are_guarded(results, monkeypatch, tmp_path):
     copy = shutil.copytree(published_folder(), tmp_path / "published")
     monkeypatch.setattr(verify, "PUBLISHED_SHA256", copy / "SHA256SUMS")

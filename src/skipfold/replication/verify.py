@@ -103,9 +103,6 @@ def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config
     name = path.stem.removesuffix("_trials")
     table = statistics.read(path)
     held = list(dict.fromkeys(table["digest"]))
-    if missing := [digest for digest in held if digest not in records]:
-        yield f"tables/{path.name}: {len(missing)} of {len(held)} trials are not in trials.jsonl.gz"
-        return
     if settings is not None and name in settings["experiments"]:
         wanted = {trial.digest for trial in experiments.trials(settings, name)}
         if wanted != set(held):
@@ -113,6 +110,9 @@ def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config
                 f"tables/{path.name}: not the trials of the configuration ({len(wanted - set(held))} missing, "
                 f"{len(set(held) - wanted)} others)"
             )
+    if missing := [digest for digest in held if digest not in records]:
+        yield f"tables/{path.name}: {len(missing)} of {len(held)} trials are not in trials.jsonl.gz"
+        return
     tier = table["tier"].iloc[0]
     trials = statistics.tidy([records[digest] for digest in held], "" if pd.isna(tier) else tier)
     yield from _differences(path, trials, "the records in trials.jsonl.gz")
