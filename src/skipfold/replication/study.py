@@ -73,23 +73,33 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     one_line_errors()
     asked = parameters(notebook, namespace)
     name, settings = configure(notebook, asked)
-    study = Study(name, settings, measured=Path(asked["measured"]) if asked.get("measured") else None)
-    results = asked.get("results")
+    study = Study(name, settings, measured=_folder("measured", asked))
+    results = _folder("results", asked)
     if results:
-        files.writable(Path(results))
+        files.writable(results)
     STUDIES[notebook](study)
     if results:
-        study.save(Path(results))
+        study.save(results)
     return study
 
 
+def _folder(name: str, asked: Mapping[str, Any]) -> Path | None:
+    given = asked.get(name)
+    if not isinstance(given, str | Path | None):
+        raise ConfigError(f"{name}: {given!r} given; the name of a folder is allowed, or None")
+    return Path(given) if given else None
+
+
 def parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values among the public names of `namespace`; raises ConfigError on one that is no parameter."""
-    plain = (str, int, float, list, tuple, dict, type(None))
-    found = {name: value for name, value in namespace.items() if not name.startswith("_") and isinstance(value, plain)}
-    # IPython's own.
-    found = {name: value for name, value in found.items() if name not in ("In", "Out")}
+    """The parameters in `namespace`; raises ConfigError on another public name there that holds a plain value."""
     allowed = PARAMETERS[notebook]
+    plain = (str, int, float, list, tuple, dict, type(None))
+    found = {
+        name: value
+        for name, value in namespace.items()
+        # In and Out are IPython's own; a parameter of another type is not to be ignored.
+        if name in allowed or (isinstance(value, plain) and name not in ("In", "Out") and not name.startswith("_"))
+    }
     for name in found:
         if name not in allowed:
             raise ConfigError(
