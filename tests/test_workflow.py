@@ -287,16 +287,17 @@ def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("target", "words", "named"),
     [
-        (["tier=huge"], "huge"),
-        (["tier=smoke", "optimizer={resnet: {lr: -1}}"], "optimizer.resnet.lr: -1 given"),
-        (["tier=smoke", "results=Snakefile"], "writable folder"),
-        (["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),
+        ("reproduce", ["tier=huge"], "huge"),
+        ("reproduce", ["tier=smoke", "optimizer={resnet: {lr: -1}}"], "optimizer.resnet.lr: -1 given"),
+        ("reproduce", ["tier=smoke", "results=Snakefile"], "writable folder"),
+        ("reproduce", ["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),
+        ("verify", ["tier=smoke"], "1 problem in results/smoke"),  # by its job, whose failure is Snakemake's
     ],
 )
-def test_snakemake_refuses_bad_input_in_one_line(bare, words, named):
-    run = snakemake(bare, "reproduce", "--config", *words)
+def test_snakemake_refuses_bad_input_in_one_line(bare, target, words, named):
+    run = snakemake(bare, target, "--config", *words)
     lines = [line for line in (run.stdout).splitlines() if line.startswith("error: ")]
     assert run.returncode != 0
     assert len(lines) == 1 and named in lines[0]

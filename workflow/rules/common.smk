@@ -22,8 +22,9 @@ def or_exit(call, *arguments):
         sys.exit(f"error: {error}")
 
 
-# Jobs run with the Python of Snakemake, whether its environment is activated or not.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# Jobs run with the Python of Snakemake, whether its environment is activated or not. What is set here takes the place of
+# Snakemake's own `set`, without which a job that fails would end as its `tee` does: well.
+shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 # Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
