@@ -146,7 +146,7 @@ def test_rendered_overrides_are_read_back():
 def test_texts_that_snakemake_gives_are_values():
     given = {"t": ["0", "0.5", "null"], "drop_last": "true", "folder": "/a b", "glob": "*", "none": "", "trials": 3}
     read = {"t": [0, 0.5, None], "drop_last": True, "folder": "/a b", "glob": "*", "none": "", "trials": 3}
-    assert typed({"inner": given}) == {"inner": read}
+    assert typed({"inner": given, "store": "2024-13-45"}) == {"inner": read, "store": "2024-13-45"}
 
 
 def test_put_leaves_the_original_alone():

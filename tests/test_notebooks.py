@@ -65,6 +65,7 @@ BAD = [
     ({"trials": np.int64(0)}, "int64(0) given"),
     ({"overrides": "{trials: 2"}, "no YAML"),
     ({"t_values": "[0, 0.5"}, "no YAML"),
+    ({"t_values": "2024-13-45"}, "no YAML"),
 ]
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from skipfold import files
 from skipfold.errors import ConfigError, SkipfoldError
-from skipfold.keys import merge, nested, parse
+from skipfold.keys import UNREADABLE, merge, nested, parse
 from skipfold.replication import ceiling, claims, config, experiments, figures, sensitivity, statistics
 from skipfold.replication.progress import in_notebook
 from skipfold.replication.provenance import STAMP
@@ -148,7 +148,7 @@ def _overrides(given: Any) -> dict[str, Any]:
 def _from_yaml(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{name}: {text!r} given, which is no YAML; close its brackets and quotes") from error
 
 
