@@ -1,5 +1,6 @@
 """The smoke tier through Snakemake and papermill: one run in a copy of the repository, and what may befall it."""
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import papermill
 import pytest
 import torch
 
-from skipfold.errors import NotebookError
+from skipfold.errors import NotebookError, StoreError
 from skipfold.replication import claims, config, experiments, records, report, statistics, study, sweep
 from skipfold.replication.__main__ import main
 from skipfold.replication.execute import execute
@@ -354,6 +355,23 @@ def test_notebooks_of_one_name_may_run_at_once(tmp_path, monkeypatch):
     execute(notebook, tmp_path / "long" / "timing.ipynb", {"tier": "long"}, tmp_path / "logs")
     assert [(tmp_path / tier / "timing.ipynb").read_text() for tier in ("smoke", "long")] == ["smoke", "long"]
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_notebook(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "tables").mkdir()
+    monkeypatch.setattr(claims, "judge", lambda _: None)
+    monkeypatch.setattr(statistics, "write", full)
+    assert main(["judge", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "No space left on device); make room" in line
+    monkeypatch.setattr(papermill, "execute_notebook", lambda _, running, *__, **___: Path(running).touch())
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match=r"out.ipynb: cannot be written \(No space"):
+        execute(config.root() / "notebooks" / "timing.ipynb", tmp_path / "out.ipynb", {}, tmp_path / "logs")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["logs", "tables"]
 
 
 def test_a_notebook_runs_by_papermill_alone(smoke, tmp_path):
