@@ -119,7 +119,12 @@ def parameters(*experiments, **own):
     return skipfold.keys.render(given | ({"overrides": overrides(*experiments)} if overrides(*experiments) else {}))
 
 
+def trains(workflow):
+    """Whether this run makes results, and does not only ask for what there is."""
+    return bool(set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"})
+
+
 def check_before_training(workflow):
     """One line and no job where data, device or folders are missing; other machines check their own device."""
-    if set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"}:
+    if trains(workflow):
         or_exit(skipfold.replication.records.check, SETTINGS, workflow.local_exec)
