@@ -145,6 +145,12 @@ def test_a_run_in_more_parts_times_nothing_again(smoke):
     assert "part 2 of 2" in run.stdout and "Timing prediction" not in run.stdout
 
 
+def test_what_is_verified_is_made_first(bare):
+    run = snakemake(bare, "verify", "reproduce", "-n", *SMOKE)
+    said = re.findall(r"^Job \d+: (\w+)", run.stdout, re.MULTILINE)
+    assert said[-1] == "Verifying" and "Training" in said
+
+
 @pytest.mark.parametrize("lost", ["tables/certificates.csv", "figures/linear_comparison.png"])
 def test_what_was_deleted_is_made_again(smoke, tmp_path, lost):
     place, _ = smoke

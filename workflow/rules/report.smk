@@ -54,6 +54,9 @@ rule build_report:
 
 rule verify:
     """Fail if results, sources and report no longer belong together; makes nothing anew."""
+    input:
+        # Asked for beside what makes results, it waits for them.
+        lambda wildcards: rules.build_report.output if trains(workflow) else [],
     log:
         f"{LOGS}/verify.log",
     conda:
