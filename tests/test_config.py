@@ -14,6 +14,7 @@ BAD = {
     "trials=2.0": "trials: 2.0 given",
     "trials=two": "a whole number",
     "trials=100000": "trials: 100000 given; allowed is a whole number, at least 1 and at most 1000",
+    "threads=100000": "threads: 100000 given",
     "shards=100000": "shards: 100000 given",
     "experiments.linear_comparison.epochs=1000000000": "at most 10000",
     "experiments.accuracy_vs_t_cnn3.t={step: 1.0e-9, stop: 1}": "step: 1e-09 given; allowed is a finite number",

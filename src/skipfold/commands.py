@@ -65,8 +65,8 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stoppe
             what = f"does not fit into memory ({said}); ask for smaller sizes or use a machine with more memory"
         else:
             raise
-        asked = shlex.join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
-        print(f"error: {asked}: {what}", file=sys.stderr)
+        asked = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        print(f"error: {parser.prog} {asked}: {what}", file=sys.stderr)
         return 1
 
 
