@@ -92,7 +92,7 @@ def test_another_network_is_a_builder_and_a_key_and_results_may_lie_elsewhere(ba
     """As the README says under "Extend it"; keys of Snakemake's command line may be nested, or null."""
     with (bare / "src" / "skipfold" / "networks.py").open("a") as file:
         file.write(MLP)
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    elsewhere = tmp_path_factory.mktemp("else where")
     own = "{accuracy_vs_t_mlp: {epochs: 2, t: [0, 0.5]}}"
     given = ["tier=smoke", "trials=1", "stacked=null", f"results={elsewhere}", f"experiments={own}"]
     given = ["--config", *given, "networks={mlp: {depth: 2}}"]

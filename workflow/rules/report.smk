@@ -24,7 +24,7 @@ rule judge_claims:
     message:
         "Judging the claims"
     shell:
-        "python -m skipfold.replication judge {params.results} 2>&1 | tee {log}"
+        "python -m skipfold.replication judge {params.results:q} 2>&1 | tee {log}"
 
 
 rule build_report:
@@ -49,7 +49,7 @@ rule build_report:
     message:
         "Writing {output}"
     shell:
-        "python -m skipfold.replication report {params.results} 2>&1 | tee {log}"
+        "python -m skipfold.replication report {params.results:q} 2>&1 | tee {log}"
 
 
 rule verify:
@@ -67,4 +67,4 @@ rule verify:
     message:
         "Verifying {RESULTS}"
     shell:
-        "python -m skipfold.replication verify {params.results} {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication verify {params.results:q} {params.configured} 2>&1 | tee {log}"
