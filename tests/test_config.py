@@ -18,6 +18,7 @@ BAD = {
     "shards=100000": "shards: 100000 given",
     "experiments.linear_comparison.epochs=1000000000": "at most 10000",
     "experiments.accuracy_vs_t_cnn3.t={step: 1.0e-9, stop: 1}": "step: 1e-09 given; allowed is a finite number",
+    "tier=long": "tier: 'smoke' given, and 'long' among the keys",
     "extends=long": "extends: 'long' given; only a tier's file",
     "trails=3": "did you mean trials?",
     "device=gpu": "cuda:0",

@@ -76,7 +76,10 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
             f"config: {EXTENDS}: {given[EXTENDS]!r} given; only a tier's file, such as config/quick.yaml, may hold it; "
             f"choose one of {', '.join(TIERS)} with tier"
         )
-    tier, _ = resolve_tier(tier or overrides.pop("tier", None) or _read(COMMON)["tier"])
+    own = overrides.pop("tier", None)
+    if tier and own and own != tier:
+        raise ConfigError(f"tier: {tier!r} given, and {own!r} among the keys; give one")
+    tier, _ = resolve_tier(tier or own or _read(COMMON)["tier"])
     merged = functools.reduce(merge, [*map(_read, files(tier)), overrides])
     merged.pop(EXTENDS, None)
     return merged | {"tier": tier}

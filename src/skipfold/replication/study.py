@@ -114,6 +114,7 @@ def configure(notebook: str, asked: Mapping[str, Any]) -> tuple[str, config.Conf
     if asked.get("device") is not None:
         overrides = merge(overrides, {"device": asked["device"]})
     settings = config.load(asked.get("tier"), overrides)
+    overrides.pop("tier", None)  # which may be auto, and is settings' now
     name = notebook
     if notebook == "accuracy_vs_t":
         name = f"accuracy_vs_t_{asked.get('model')}"
