@@ -117,6 +117,22 @@ def test_published_points_are_guarded(results, monkeypatch, tmp_path):
     assert "linear_comparison.csv is not what was read" in found and "schedule_comparison.csv is missing" in found
 
 
+def test_damaged_files_are_found_and_hide_no_other(results):
+    damaged = {
+        "provenance.json": "{",
+        "tables/linear_comparison.csv": "",
+        "tables/accuracy_vs_t_cnn3_trials.csv": "a,b\n1,2\n",
+        "tables/timing.csv": "a\n1\n",
+        "verdicts.csv": "",
+    }
+    for name, text in damaged.items():
+        (results / name).write_text(text)
+    found = problems(results)
+    assert all("\n" not in line for line in found)
+    told = [line.partition(": ")[0] for line in found if ": cannot be " in line]
+    assert sorted(told) == sorted(damaged) and any("has changed since it was built" in line for line in found)
+
+
 def test_no_page_is_said(tmp_path):
     assert verify.check(tmp_path) == [f"{tmp_path}: report.html is missing"]
 
