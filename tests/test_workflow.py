@@ -94,12 +94,13 @@ def test_another_network_is_a_builder_and_a_key_and_results_may_lie_elsewhere(ba
         file.write(MLP)
     elsewhere = tmp_path_factory.mktemp("else where")
     own = "{accuracy_vs_t_mlp: {epochs: 2, t: [0, 0.5]}}"
-    given = ["tier=smoke", "trials=1", "stacked=null", f"results={elsewhere}", f"experiments={own}"]
+    given = ["tier=smoke", "trials=1", "train_images=null", f"results={elsewhere}", f"experiments={own}"]
     given = ["--config", *given, "networks={mlp: {depth: 2}}"]
     run = snakemake(bare, f"{elsewhere}/smoke/figures/accuracy_vs_t_mlp.svg", *given)
     assert run.returncode == 0, run.stdout[-3000:]
     table = statistics.read(elsewhere / "smoke" / "tables" / "accuracy_vs_t_mlp_trials.csv")
-    assert set(table["options"]) == {"depth=2"} and sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2
+    assert set(table["options"]) == {"depth=2"} and table["train_images"].isna().all()
+    assert sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2
     statistics.write(claims.judge(elsewhere / "smoke"), elsewhere / "smoke" / "verdicts.csv")
     assert "Accuracy against t, mlp" in report.build(elsewhere / "smoke").read_text()
 

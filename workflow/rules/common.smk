@@ -28,7 +28,11 @@ shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executab
 
 # Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
-GIVEN = {key: value for key, value in skipfold.keys.typed(config).items() if key != "tier" and value != COMMON.get(key)}
+GIVEN = {
+    key: value
+    for key, value in skipfold.keys.typed(config).items()
+    if key != "tier" and not (key in COMMON and value == COMMON[key])  # null of a key that is the tier's is given
+}
 TIER, NOTE = or_exit(skipfold.replication.config.resolve_tier, config["tier"])
 SETTINGS = or_exit(skipfold.replication.config.load, TIER, GIVEN)
 or_exit(skipfold.files.writable, skipfold.replication.config.folder(SETTINGS))
