@@ -60,4 +60,5 @@ onsuccess:
 
 
 onerror:
-    print("Finished trials are stored; the same command goes on from there.", flush=True)
+    if trains(workflow):
+        print("Finished trials are stored; the same command goes on from there.", flush=True)

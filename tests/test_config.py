@@ -13,6 +13,13 @@ BAD = {
     "trials=0": "trials: 0 given",
     "trials=2.0": "trials: 2.0 given",
     "trials=two": "a whole number",
+    "trials=100000": "trials: 100000 given; allowed is a whole number, at least 1 and at most 1000",
+    "threads=100000": "threads: 100000 given",
+    "shards=100000": "shards: 100000 given",
+    "experiments.linear_comparison.epochs=1000000000": "at most 10000",
+    "experiments.accuracy_vs_t_cnn3.t={step: 1.0e-9, stop: 1}": "step: 1e-09 given; allowed is a finite number",
+    "tier=long": "tier: 'smoke' given, and 'long' among the keys",
+    "extends=long": "extends: 'long' given; only a tier's file",
     "trails=3": "did you mean trials?",
     "device=gpu": "cuda:0",
     "store=''": "allowed is a text, not empty",
@@ -20,6 +27,9 @@ BAD = {
     "train_images=0": "train_images",
     "optimizer.linear.lr=0": "optimizer.linear.lr",
     "optimizer.linear.lr=1e-3": "as in 1.0e-3",
+    "optimizer.linear.lr=.inf": "optimizer.linear.lr: inf given; allowed is a finite number, above 0",
+    "optimizer.linear.lr=.nan": "optimizer.linear.lr: nan given",
+    "timing.cell_seconds=.nan": "timing.cell_seconds: nan given",
     "optimizer.linear.nesterov=true": "unknown key optimizer.linear.nesterov",
     "experiments.linear_comparison.epochs=0": "experiments.linear_comparison.epochs: 0 given",
     "experiments.linear_comparison.t=-0.1": "at least 0 and at most 1",
@@ -36,6 +46,7 @@ BAD = {
     "networks.perceptron.with=9": "network perceptron: unknown option with",
     "networks.cnn3.kernel=99": "kernel of 99",
     "networks.cnn3.with=9": "did you mean width?",
+    "networks.cnn3.width=1000000": "smaller sizes are allowed",
     "networks.resnet.stem=large": "stem: 'large' given",
     "networks.resnet.block=add": "networks.resnet.block: 'add' given; allowed is homotopy",
     "networks=3": "a mapping",
@@ -138,7 +149,7 @@ def test_rendered_overrides_are_read_back():
 def test_texts_that_snakemake_gives_are_values():
     given = {"t": ["0", "0.5", "null"], "drop_last": "true", "folder": "/a b", "glob": "*", "none": "", "trials": 3}
     read = {"t": [0, 0.5, None], "drop_last": True, "folder": "/a b", "glob": "*", "none": "", "trials": 3}
-    assert typed({"inner": given}) == {"inner": read}
+    assert typed({"inner": given, "store": "2024-13-45"}) == {"inner": read, "store": "2024-13-45"}
 
 
 def test_put_leaves_the_original_alone():

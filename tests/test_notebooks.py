@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -60,8 +61,11 @@ BAD = [
     ({"device": "gpu"}, "gpu"),
     ({"overrides": {"trails": 1}}, "trails"),
     ({"overrides": 3}, "mapping"),
+    ({"results": 3}, "results: 3 given; the name of a folder"),
+    ({"trials": np.int64(0)}, "int64(0) given"),
     ({"overrides": "{trials: 2"}, "no YAML"),
     ({"t_values": "[0, 0.5"}, "no YAML"),
+    ({"t_values": "2024-13-45"}, "no YAML"),
 ]
 
 

@@ -99,6 +99,14 @@ def test_another_configuration_is_found(results):
     assert any("tier is smoke, the configuration says quick" in line for line in verify.check(results, other))
 
 
+def test_another_configuration_is_found_where_records_are_missing_too(results):
+    other = settings()
+    other["experiments"]["accuracy_vs_t_cnn3"]["t"] = [0.0, 0.5]
+    path = results / "tables" / "accuracy_vs_t_cnn3_trials.csv"
+    configured, missing = verify._experiment(path, {}, other)
+    assert "0 missing, 2 others" in configured and "6 of 6 trials are not in trials.jsonl.gz" in missing
+
+
 def test_published_points_are_guarded(results, monkeypatch, tmp_path):
     copy = shutil.copytree(published_folder(), tmp_path / "published")
     monkeypatch.setattr(verify, "PUBLISHED_SHA256", copy / "SHA256SUMS")
@@ -107,6 +115,22 @@ def test_published_points_are_guarded(results, monkeypatch, tmp_path):
     (copy / "schedule_comparison.csv").unlink()
     found = "\n".join(verify._published())
     assert "linear_comparison.csv is not what was read" in found and "schedule_comparison.csv is missing" in found
+
+
+def test_damaged_files_are_found_and_hide_no_other(results):
+    damaged = {
+        "provenance.json": "{",
+        "tables/linear_comparison.csv": "",
+        "tables/accuracy_vs_t_cnn3_trials.csv": "a,b\n1,2\n",
+        "tables/timing.csv": "a\n1\n",
+        "verdicts.csv": "",
+    }
+    for name, text in damaged.items():
+        (results / name).write_text(text)
+    found = problems(results)
+    assert all("\n" not in line for line in found)
+    told = [line.partition(": ")[0] for line in found if ": cannot be " in line]
+    assert sorted(told) == sorted(damaged) and any("has changed since it was built" in line for line in found)
 
 
 def test_no_page_is_said(tmp_path):

@@ -1,5 +1,6 @@
 """The smoke tier through Snakemake and papermill: one run in a copy of the repository, and what may befall it."""
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import papermill
 import pytest
 import torch
 
-from skipfold.errors import NotebookError
+from skipfold.errors import NotebookError, StoreError
 from skipfold.replication import claims, config, experiments, records, report, statistics, study, sweep
 from skipfold.replication.__main__ import main
 from skipfold.replication.execute import execute
@@ -91,14 +92,15 @@ def test_another_network_is_a_builder_and_a_key_and_results_may_lie_elsewhere(ba
     """As the README says under "Extend it"; keys of Snakemake's command line may be nested, or null."""
     with (bare / "src" / "skipfold" / "networks.py").open("a") as file:
         file.write(MLP)
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    elsewhere = tmp_path_factory.mktemp("else where")
     own = "{accuracy_vs_t_mlp: {epochs: 2, t: [0, 0.5]}}"
-    given = ["tier=smoke", "trials=1", "stacked=null", f"results={elsewhere}", f"experiments={own}"]
+    given = ["tier=smoke", "trials=1", "train_images=null", f"results={elsewhere}", f"experiments={own}"]
     given = ["--config", *given, "networks={mlp: {depth: 2}}"]
     run = snakemake(bare, f"{elsewhere}/smoke/figures/accuracy_vs_t_mlp.svg", *given)
     assert run.returncode == 0, run.stdout[-3000:]
     table = statistics.read(elsewhere / "smoke" / "tables" / "accuracy_vs_t_mlp_trials.csv")
-    assert set(table["options"]) == {"depth=2"} and sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2
+    assert set(table["options"]) == {"depth=2"} and table["train_images"].isna().all()
+    assert sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2
     statistics.write(claims.judge(elsewhere / "smoke"), elsewhere / "smoke" / "verdicts.csv")
     assert "Accuracy against t, mlp" in report.build(elsewhere / "smoke").read_text()
 
@@ -142,6 +144,12 @@ def test_a_run_in_more_parts_times_nothing_again(smoke):
     run = snakemake(place, "reproduce", "-n", *SMOKE, "shards=2")
     assert run.returncode == 0
     assert "part 2 of 2" in run.stdout and "Timing prediction" not in run.stdout
+
+
+def test_what_is_verified_is_made_first(bare):
+    run = snakemake(bare, "verify", "reproduce", "-n", *SMOKE)
+    said = re.findall(r"^Job \d+: (\w+)", run.stdout, re.MULTILINE)
+    assert said[-1] == "Verifying" and "Training" in said
 
 
 @pytest.mark.parametrize("lost", ["tables/certificates.csv", "figures/linear_comparison.png"])
@@ -287,20 +295,21 @@ def test_a_corrupt_record_is_told_and_run_again(bare, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("target", "words", "named"),
     [
-        (["tier=huge"], "huge"),
-        (["tier=smoke", "optimizer={resnet: {lr: -1}}"], "optimizer.resnet.lr: -1 given"),
-        (["tier=smoke", "results=Snakefile"], "writable folder"),
-        (["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),
+        ("reproduce", ["tier=huge"], "huge"),
+        ("reproduce", ["tier=smoke", "optimizer={resnet: {lr: -1}}"], "optimizer.resnet.lr: -1 given"),
+        ("reproduce", ["tier=smoke", "results=Snakefile"], "writable folder"),
+        ("reproduce", ["tier=quick", "data_folder=nowhere"], "train-images-idx3-ubyte"),
+        ("verify", ["tier=smoke"], "1 problem in results/smoke"),  # by its job, whose failure is Snakemake's
     ],
 )
-def test_snakemake_refuses_bad_input_in_one_line(bare, words, named):
-    run = snakemake(bare, "reproduce", "--config", *words)
+def test_snakemake_refuses_bad_input_in_one_line(bare, target, words, named):
+    run = snakemake(bare, target, "--config", *words)
     lines = [line for line in (run.stdout).splitlines() if line.startswith("error: ")]
     assert run.returncode != 0
     assert len(lines) == 1 and named in lines[0]
-    assert "Traceback" not in run.stdout
+    assert "Traceback" not in run.stdout and "Finished trials" not in run.stdout
     assert not list(bare.glob("trials/*.json"))
 
 
@@ -353,6 +362,23 @@ def test_notebooks_of_one_name_may_run_at_once(tmp_path, monkeypatch):
     execute(notebook, tmp_path / "long" / "timing.ipynb", {"tier": "long"}, tmp_path / "logs")
     assert [(tmp_path / tier / "timing.ipynb").read_text() for tier in ("smoke", "long")] == ["smoke", "long"]
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_notebook(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "tables").mkdir()
+    monkeypatch.setattr(claims, "judge", lambda _: None)
+    monkeypatch.setattr(statistics, "write", full)
+    assert main(["judge", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "No space left on device); make room" in line
+    monkeypatch.setattr(papermill, "execute_notebook", lambda _, running, *__, **___: Path(running).touch())
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match=r"out.ipynb: cannot be written \(No space"):
+        execute(config.root() / "notebooks" / "timing.ipynb", tmp_path / "out.ipynb", {}, tmp_path / "logs")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["logs", "tables"]
 
 
 def test_a_notebook_runs_by_papermill_alone(smoke, tmp_path):

@@ -1,6 +1,7 @@
 """The commands for a network of one's own: collapse, certify, remove-skips, export, inspect."""
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -19,6 +20,9 @@ from skipfold.keys import parse
 SUFFIXES = (".onnx", ".safetensors")
 TOO_LARGE = re.compile(r"can't allocate memory|out of memory|not enough memory|overflow", re.IGNORECASE)
 """What torch's allocators, and its counts of bytes, say of sizes that are too large; they have no type of their own."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of a disk, and of the share of it that one user may take."""
 
 LARGEST = 2**63
 """What torch counts in has to stay below it."""
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stopped: str = "stopped") -> int:
     """Run the command that `parser` reads; gives 0, 1 after an error's one line, or 130 after Ctrl-C.
 
-    Such are SkipfoldErrors and memory that runs out; all else is a bug and raised.
+    Such are SkipfoldErrors, and memory or a disk that runs out; all else is a bug and raised.
     """
     given = parser.parse_args(arguments)
     try:
@@ -54,13 +58,21 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stoppe
         print(stopped, file=sys.stderr)
         return 130
     except Exception as error:
-        if not isinstance(error, MemoryError | OverflowError) and not TOO_LARGE.search(str(error)):
-            raise
-        asked = shlex.join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)])
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        advice = "ask for smaller sizes or use a machine with more memory"
-        print(f"error: {asked}: does not fit into memory ({said}); {advice}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in FULL:
+            what = f"cannot write ({said}); make room, then run it again"
+        elif is_too_large(error):
+            what = f"does not fit into memory ({said}); ask for smaller sizes or use a machine with more memory"
+        else:
+            raise
+        asked = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        print(f"error: {parser.prog} {asked}: {what}", file=sys.stderr)
         return 1
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether `error` says that something does not fit into memory."""
+    return isinstance(error, MemoryError | OverflowError) or bool(TOO_LARGE.search(str(error)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,9 @@ import yaml
 
 from skipfold.errors import ConfigError
 
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What YAML says of a text that is none: of a date such as 2024-13-45, and of brackets without end, in its own way."""
+
 
 def get(config: Mapping[str, Any], key: str) -> Any:
     """What `config` holds under a dotted `key`; raises ConfigError where there is nothing."""
@@ -56,7 +59,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         try:
             value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets without end
+        except UNREADABLE:
             equals = ""
         if not equals or not key:
             raise ConfigError(f"config: {pair!r} given; key=value is allowed, for example trials=2")
@@ -74,7 +77,7 @@ def typed(value: Any) -> Any:
         return value
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except UNREADABLE:
         return value
 
 

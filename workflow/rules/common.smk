@@ -22,12 +22,17 @@ def or_exit(call, *arguments):
         sys.exit(f"error: {error}")
 
 
-# Jobs run with the Python of Snakemake, whether its environment is activated or not.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# Jobs run with the Python of Snakemake, whether its environment is activated or not. What is set here takes the place of
+# Snakemake's own `set`, without which a job that fails would end as its `tee` does: well.
+shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 # Keys that differ from config/config.yaml come from the command line.
 COMMON = yaml.safe_load(Path("config/config.yaml").read_text())
-GIVEN = {key: value for key, value in skipfold.keys.typed(config).items() if key != "tier" and value != COMMON.get(key)}
+GIVEN = {
+    key: value
+    for key, value in skipfold.keys.typed(config).items()
+    if key != "tier" and not (key in COMMON and value == COMMON[key])  # null of a key that is the tier's is given
+}
 TIER, NOTE = or_exit(skipfold.replication.config.resolve_tier, config["tier"])
 SETTINGS = or_exit(skipfold.replication.config.load, TIER, GIVEN)
 or_exit(skipfold.files.writable, skipfold.replication.config.folder(SETTINGS))
@@ -118,7 +123,12 @@ def parameters(*experiments, **own):
     return skipfold.keys.render(given | ({"overrides": overrides(*experiments)} if overrides(*experiments) else {}))
 
 
+def trains(workflow):
+    """Whether this run makes results, and does not only ask for what there is."""
+    return bool(set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"})
+
+
 def check_before_training(workflow):
     """One line and no job where data, device or folders are missing; other machines check their own device."""
-    if set(workflow.dag_settings.targets or ["reproduce"]) - {"quote", "verify"}:
+    if trains(workflow):
         or_exit(skipfold.replication.records.check, SETTINGS, workflow.local_exec)

@@ -34,7 +34,7 @@ rule linear_comparison:
     message:
         "Drawing linear_comparison"
     shell:
-        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook:q}"
         " -p {params.notebook} 2>&1 | tee {log}"
 
 
@@ -66,7 +66,7 @@ rule schedule_comparison:
     message:
         "Drawing schedule_comparison"
     shell:
-        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook:q}"
         " -p {params.notebook} 2>&1 | tee {log}"
 
 
@@ -98,5 +98,5 @@ rule accuracy_vs_t:
     message:
         "Drawing accuracy_vs_t of {wildcards.model}"
     shell:
-        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook:q}"
         " -p {params.notebook} 2>&1 | tee {log}"

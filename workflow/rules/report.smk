@@ -24,7 +24,7 @@ rule judge_claims:
     message:
         "Judging the claims"
     shell:
-        "python -m skipfold.replication judge {params.results} 2>&1 | tee {log}"
+        "python -m skipfold.replication judge {params.results:q} 2>&1 | tee {log}"
 
 
 rule build_report:
@@ -49,11 +49,14 @@ rule build_report:
     message:
         "Writing {output}"
     shell:
-        "python -m skipfold.replication report {params.results} 2>&1 | tee {log}"
+        "python -m skipfold.replication report {params.results:q} 2>&1 | tee {log}"
 
 
 rule verify:
     """Fail if results, sources and report no longer belong together; makes nothing anew."""
+    input:
+        # Asked for beside what makes results, it waits for them.
+        lambda wildcards: rules.build_report.output if trains(workflow) else [],
     log:
         f"{LOGS}/verify.log",
     conda:
@@ -64,4 +67,4 @@ rule verify:
     message:
         "Verifying {RESULTS}"
     shell:
-        "python -m skipfold.replication verify {params.results} {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication verify {params.results:q} {params.configured} 2>&1 | tee {log}"

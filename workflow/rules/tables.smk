@@ -23,7 +23,7 @@ rule time_prediction:
     message:
         "Timing prediction"
     shell:
-        "python -m skipfold.replication time {params.tables} {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication time {params.tables:q} {params.configured} 2>&1 | tee {log}"
 
 
 rule timing:
@@ -60,7 +60,7 @@ rule timing:
     message:
         "Drawing timing and roofline"
     shell:
-        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook:q}"
         " -p {params.notebook} 2>&1 | tee {log}"
 
 
@@ -92,5 +92,5 @@ rule sensitivity:
     message:
         "Scoring the assumptions"
     shell:
-        "python -m skipfold.replication notebook {input.notebook} {output.notebook}"
+        "python -m skipfold.replication notebook {input.notebook} {output.notebook:q}"
         " -p {params.notebook} 2>&1 | tee {log}"

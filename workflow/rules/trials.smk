@@ -38,7 +38,7 @@ rule pack_records:
     message:
         "Packing the records of tier {TIER}"
     shell:
-        "python -m skipfold.replication pack {output} {params.configured} 2>&1 | tee {log}"
+        "python -m skipfold.replication pack {output:q} {params.configured} 2>&1 | tee {log}"
 
 
 rule quote:

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from skipfold.commands import is_too_large
 from skipfold.errors import ConfigError
 from skipfold.keys import merge, put
 
@@ -36,7 +38,7 @@ NUMBERS = {
 }
 TYPES = {
     "integer": "a whole number",
-    "number": "a number",
+    "number": "a finite number",
     "string": "a text",
     "boolean": "true or false",
     "array": "a list",
@@ -69,7 +71,15 @@ def load(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """`load` without the checks, for which networks have to be imported."""
     overrides = dict(overrides or {})
-    tier, _ = resolve_tier(tier or overrides.pop("tier", None) or _read(COMMON)["tier"])
+    if EXTENDS in (given := _read(COMMON) | overrides):
+        raise ConfigError(
+            f"config: {EXTENDS}: {given[EXTENDS]!r} given; only a tier's file, such as config/quick.yaml, may hold it; "
+            f"choose one of {', '.join(TIERS)} with tier"
+        )
+    own = overrides.pop("tier", None)
+    if tier and own and own != tier:
+        raise ConfigError(f"tier: {tier!r} given, and {own!r} among the keys; give one")
+    tier, _ = resolve_tier(tier or own or _read(COMMON)["tier"])
     merged = functools.reduce(merge, [*map(_read, files(tier)), overrides])
     merged.pop(EXTENDS, None)
     return merged | {"tier": tier}
@@ -145,8 +155,11 @@ def _read(path: str) -> dict[str, Any]:
 @functools.cache
 def _validator(place: Path) -> jsonschema.Draft202012Validator:
     draft = jsonschema.Draft202012Validator
-    # JSON Schema takes 2.0 for a whole number; range() does not.
+    # JSON Schema takes 2.0 for a whole number, which range() does not, and inf and nan for numbers of any range.
     types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    types = types.redefine(
+        "number", lambda _, value: draft.TYPE_CHECKER.is_type(value, "number") and abs(value) < math.inf
+    )
     schema = yaml.safe_load((place / "workflow" / "schemas" / "config.schema.yaml").read_text())
     _add_names(schema)
     return jsonschema.validators.extend(draft, type_checker=types)(schema)
@@ -171,7 +184,6 @@ def _add_names(schema: dict[str, Any]) -> None:
 
 def _check(config: Config) -> None:
     """Every rule of the schema, for the alternatives as well, then what only the trials themselves can tell."""
-    from skipfold import networks
     from skipfold.replication import experiments
 
     _check_schema(config)
@@ -190,7 +202,21 @@ def _check(config: Config) -> None:
     trials = [trial for name in experiments.names(config) for trial in experiments.trials(config, name)]
     built = {(trial.network, json.dumps(trial.options)): trial for trial in trials if trial.options}
     for trial in built.values():
-        networks.build(trial.network, trial.options)
+        _build(trial.network, trial.options)
+
+
+def _build(network: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError where there is no such network, or none that this machine could hold."""
+    from skipfold import networks
+    from skipfold.subject import first_line
+
+    try:
+        networks.build(network, options)
+    except Exception as error:
+        if not is_too_large(error):
+            raise
+        said = f"{options} given, which does not fit into memory ({first_line(error)})"
+        raise ConfigError(f"network {network}: {said}; smaller sizes are allowed") from error
 
 
 def _check_schema(config: Config) -> None:

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from skipfold.errors import ConfigError, NotebookError
-from skipfold.files import writable
+from skipfold.errors import ConfigError, NotebookError, StoreError
+from skipfold.files import writable, written
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path) -> None:
-    """Run `notebook` with `parameters` in folder `log`, then move it to `output`; a failed one stays in `log`.
+    """Run `notebook` with `parameters` in folder `log`, then copy it to `output`; a failed one stays in `log`.
 
     Raises ConfigError on a parameter that the notebook does not have and on what is no notebook, StoreError where
-    `output` cannot be written, both before it runs, NotebookError where it fails.
+    `output` cannot be written, both before it runs where that can be known, NotebookError where it fails.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -60,4 +60,5 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Pa
                 said = f"{error.ename}: {error.evalue}"
             raise NotebookError(f"{said} ({notebook}; run so far: {failed})") from error
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(running, output)  # which may lie on another file system
+        with written(output, StoreError) as part:
+            shutil.copyfile(running, part)  # since it may lie on another file system

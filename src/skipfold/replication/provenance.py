@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipfold.replication.config import published_folder, root
+from skipfold.replication.config import COMMON, published_folder, root
 
 if TYPE_CHECKING:
     import torch  # which takes seconds, and tables need only STAMP
@@ -44,14 +44,16 @@ def _processor() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the working tree, with -dirty where it differs; "unknown" outside a git checkout.
+    """The commit of the working tree, with -dirty where it differs; "unknown" where git does not hold it.
 
     Results do not count: a run replaces those that are committed.
     """
-    name = output("git", "describe", "--always", "--abbrev=12")
-    if name is None:
+    git = ("git", "-C", str(root()))
+    name = output(*git, "describe", "--always", "--abbrev=12")
+    # In somebody else's checkout, where an archive was unpacked for example, the commit says nothing of it.
+    if name is None or not output(*git, "ls-files", COMMON):
         return "unknown"
-    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    changed = output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
     return name if changed == "" else f"{name}-dirty"
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from skipfold import files
 from skipfold.errors import ConfigError, SkipfoldError
-from skipfold.keys import merge, nested, parse
+from skipfold.keys import UNREADABLE, merge, nested, parse
 from skipfold.replication import ceiling, claims, config, experiments, figures, sensitivity, statistics
 from skipfold.replication.progress import in_notebook
 from skipfold.replication.provenance import STAMP
@@ -73,23 +73,33 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     one_line_errors()
     asked = parameters(notebook, namespace)
     name, settings = configure(notebook, asked)
-    study = Study(name, settings, measured=Path(asked["measured"]) if asked.get("measured") else None)
-    results = asked.get("results")
+    study = Study(name, settings, measured=_folder("measured", asked))
+    results = _folder("results", asked)
     if results:
-        files.writable(Path(results))
+        files.writable(results)
     STUDIES[notebook](study)
     if results:
-        study.save(Path(results))
+        study.save(results)
     return study
 
 
+def _folder(name: str, asked: Mapping[str, Any]) -> Path | None:
+    given = asked.get(name)
+    if not isinstance(given, str | Path | None):
+        raise ConfigError(f"{name}: {given!r} given; the name of a folder is allowed, or None")
+    return Path(given) if given else None
+
+
 def parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values among the public names of `namespace`; raises ConfigError on one that is no parameter."""
-    plain = (str, int, float, list, tuple, dict, type(None))
-    found = {name: value for name, value in namespace.items() if not name.startswith("_") and isinstance(value, plain)}
-    # IPython's own.
-    found = {name: value for name, value in found.items() if name not in ("In", "Out")}
+    """The parameters in `namespace`; raises ConfigError on another public name there that holds a plain value."""
     allowed = PARAMETERS[notebook]
+    plain = (str, int, float, list, tuple, dict, type(None))
+    found = {
+        name: value
+        for name, value in namespace.items()
+        # In and Out are IPython's own; a parameter of another type is not to be ignored.
+        if name in allowed or (isinstance(value, plain) and name not in ("In", "Out") and not name.startswith("_"))
+    }
     for name in found:
         if name not in allowed:
             raise ConfigError(
@@ -104,6 +114,7 @@ def configure(notebook: str, asked: Mapping[str, Any]) -> tuple[str, config.Conf
     if asked.get("device") is not None:
         overrides = merge(overrides, {"device": asked["device"]})
     settings = config.load(asked.get("tier"), overrides)
+    overrides.pop("tier", None)  # which may be auto, and is settings' now
     name = notebook
     if notebook == "accuracy_vs_t":
         name = f"accuracy_vs_t_{asked.get('model')}"
@@ -138,7 +149,7 @@ def _overrides(given: Any) -> dict[str, Any]:
 def _from_yaml(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{name}: {text!r} given, which is no YAML; close its brackets and quotes") from error
 
 

@@ -14,6 +14,7 @@ from skipfold.errors import SkipfoldError, StoreError, VerificationError
 from skipfold.replication import claims, config, experiments, provenance, statistics
 from skipfold.replication.store import read_archive
 from skipfold.replication.trial import Trial
+from skipfold.subject import first_line
 
 PUBLISHED_SHA256 = Path("results") / "published" / "SHA256SUMS"
 """Checksums of the published tables, beside them, from the repository's root."""
@@ -50,16 +51,21 @@ def check(results: str | Path, settings: config.Config | None = None) -> list[st
     records, found = _records(results)
     problems += found
     if settings is not None:
-        problems += _tier(results, settings)
+        problems += _told("provenance.json", _tier(results, settings))
     for path in sorted((results / "tables").glob("*_trials.csv")):
-        problems += _experiment(path, records, settings)
-    timing = results / "tables" / "timing.csv"
-    if timing.is_file():
-        savings = statistics.savings(statistics.read(timing))
-        problems += _differences(timing.with_name("savings.csv"), savings, "timing.csv")
-    problems += _verdicts(results)
-    problems += _page(results)
+        problems += _told(f"tables/{path.name}", _experiment(path, records, settings))
+    problems += _told("tables/timing.csv", _savings(results / "tables" / "timing.csv"))
+    problems += _told("verdicts.csv", _verdicts(results))
+    problems += _told("report.html", _page(results))
     return problems
+
+
+def _told(name: str, problems: Iterable[str]) -> Iterator[str]:
+    """`problems`, and as one more that they cannot be found because of what the file `name` holds."""
+    try:
+        yield from problems
+    except (SkipfoldError, ValueError, LookupError, AttributeError, TypeError) as error:
+        yield f"{name}: cannot be checked ({type(error).__name__}: {first_line(error)})"
 
 
 def _published() -> Iterator[str]:
@@ -103,9 +109,6 @@ def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config
     name = path.stem.removesuffix("_trials")
     table = statistics.read(path)
     held = list(dict.fromkeys(table["digest"]))
-    if missing := [digest for digest in held if digest not in records]:
-        yield f"tables/{path.name}: {len(missing)} of {len(held)} trials are not in trials.jsonl.gz"
-        return
     if settings is not None and name in settings["experiments"]:
         wanted = {trial.digest for trial in experiments.trials(settings, name)}
         if wanted != set(held):
@@ -113,6 +116,9 @@ def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config
                 f"tables/{path.name}: not the trials of the configuration ({len(wanted - set(held))} missing, "
                 f"{len(set(held) - wanted)} others)"
             )
+    if missing := [digest for digest in held if digest not in records]:
+        yield f"tables/{path.name}: {len(missing)} of {len(held)} trials are not in trials.jsonl.gz"
+        return
     tier = table["tier"].iloc[0]
     trials = statistics.tidy([records[digest] for digest in held], "" if pd.isna(tier) else tier)
     yield from _differences(path, trials, "the records in trials.jsonl.gz")
@@ -122,11 +128,14 @@ def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config
         yield from _differences(certificates, statistics.certificates(trials), f"{name}_trials.csv")
 
 
+def _savings(timing: Path) -> Iterator[str]:
+    if timing.is_file():
+        savings = statistics.savings(statistics.read(timing))
+        yield from _differences(timing.with_name("savings.csv"), savings, "timing.csv")
+
+
 def _verdicts(results: Path) -> Iterator[str]:
-    try:
-        yield from _differences(results / "verdicts.csv", claims.judge(results), "the tables and config/claims.yaml")
-    except SkipfoldError as error:
-        yield f"verdicts.csv: {error}"
+    yield from _differences(results / "verdicts.csv", claims.judge(results), "the tables and config/claims.yaml")
 
 
 def _differences(path: Path, wanted: pd.DataFrame, source: str) -> Iterator[str]:
@@ -135,7 +144,11 @@ def _differences(path: Path, wanted: pd.DataFrame, source: str) -> Iterator[str]
     if not path.is_file():
         yield f"{name} is missing"
         return
-    held = statistics.read(path)
+    try:
+        held = statistics.read(path)
+    except ValueError as error:
+        yield f"{name}: cannot be read ({first_line(error)})"
+        return
     if list(held.columns) != list(wanted.columns):
         yield f"{name}: its columns are not those computed from {source}"
     elif len(held) != len(wanted):
