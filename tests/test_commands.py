@@ -1,6 +1,7 @@
 """The commands for a network of one's own, as a user types them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -178,3 +179,13 @@ def test_help_and_errors_from_a_shell():
     run = subprocess.run([*command, "inspect", "resnet99"], capture_output=True, text=True)
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert run.stderr.splitlines()[-1].startswith("error: network 'resnet99'")
+
+
+def test_a_reader_that_has_gone_is_no_bug():
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run(
+        [sys.executable, "-m", "skipfold", "inspect", "resnet18"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert run.returncode == 1 and run.stderr == "resnet18: no --checkpoint given, so its weights are random\n"

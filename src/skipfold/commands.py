@@ -5,22 +5,18 @@ import errno
 import json
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from skipfold.errors import CheckpointError, ConfigError, SkipfoldError
+from skipfold.errors import CheckpointError, ConfigError, SkipfoldError, is_too_large
 from skipfold.keys import parse
 
 # torch takes seconds to import: each command imports what it needs.
 
 SUFFIXES = (".onnx", ".safetensors")
-TOO_LARGE = re.compile(r"can't allocate memory|out of memory|not enough memory|overflow", re.IGNORECASE)
-"""What torch's allocators, and its counts of bytes, say of sizes that are too large; they have no type of their own."""
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Of a disk, and of the share of it that one user may take."""
 
@@ -46,11 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stopped: str = "stopped") -> int:
     """Run the command that `parser` reads; gives 0, 1 after an error's one line, or 130 after Ctrl-C.
 
-    Such are SkipfoldErrors, and memory or a disk that runs out; all else is a bug and raised.
+    Such are SkipfoldErrors, and memory or a disk that runs out; all else is a bug and raised. Gives 1 too where what
+    read the output has gone.
     """
     given = parser.parse_args(arguments)
     try:
-        return given.run(given) or 0
+        status = given.run(given) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 1
     except SkipfoldError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -68,11 +70,6 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stoppe
         asked = shlex.join(sys.argv[1:] if arguments is None else arguments)
         print(f"error: {parser.prog} {asked}: {what}", file=sys.stderr)
         return 1
-
-
-def is_too_large(error: Exception) -> bool:
-    """Whether `error` says that something does not fit into memory."""
-    return isinstance(error, MemoryError | OverflowError) or bool(TOO_LARGE.search(str(error)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,10 @@
 """Every error that skipfold raises on purpose: one line for the user, one class a domain."""
 
+import re
+
+TOO_LARGE = re.compile(r"can't allocate memory|out of memory|not enough memory|overflow", re.IGNORECASE)
+"""What torch's allocators, and its counts of bytes, say of sizes that are too large; they have no type of their own."""
+
 
 class SkipfoldError(Exception):
     """Base of all of skipfold's errors; its text says what is wrong, what is allowed and what to do."""
@@ -93,3 +98,8 @@ def check_count(value: object, name: str, least: int = 1) -> None:
     """Raises ConfigError unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}: {value!r} given; a whole number of at least {least} is allowed")
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether `error`, of whatever library, says that something does not fit into memory."""
+    return isinstance(error, MemoryError | OverflowError) or bool(TOO_LARGE.search(str(error)))

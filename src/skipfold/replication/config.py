@@ -12,8 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from skipfold.commands import is_too_large
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, is_too_large
 from skipfold.keys import merge, put
 
 # torch takes seconds to import, and who only asks for root() does not need it: the functions that do import it.
