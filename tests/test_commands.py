@@ -184,8 +184,8 @@ def test_help_and_errors_from_a_shell():
 def test_a_reader_that_has_gone_is_no_bug():
     read, write = os.pipe()
     os.close(read)
-    run = subprocess.run(
-        [sys.executable, "-m", "skipfold", "inspect", "resnet18"], stdout=write, stderr=subprocess.PIPE, text=True
-    )
+    said = "import argparse, sys; from skipfold.commands import run; parser = argparse.ArgumentParser(); "
+    said += "parser.set_defaults(run=lambda given: print('any')); sys.exit(run(parser, []))"
+    run = subprocess.run([sys.executable, "-c", said], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    assert run.returncode == 1 and run.stderr == "resnet18: no --checkpoint given, so its weights are random\n"
+    assert (run.returncode, run.stderr) == (1, "")

@@ -161,8 +161,10 @@ def test_every_step_is_that_of_the_plain_loop(network, stacked, device, digits, 
         assert all(int(learner.cursor) == int(alone[0].cursor) for learner in bench.learners)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("device", "count"),
+    [("cpu", 1), *(pytest.param("cuda", count, marks=pytest.mark.cuda) for count in (1, 3))],
+)
 @pytest.mark.parametrize(
     ("network", "options"),
     [
