@@ -96,8 +96,9 @@ class Learner:
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused with a fixed momentum, and a kernel a step
         self.model = self.one if count == 1 else stack(self.one, count)
-        if self.device.type == "cuda" and not any(map(_pads_averages, self.model.modules())):
-            self.model = self.model.to(memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            if not any(map(_pads_averages, self.model.modules())):
+                self.model = self.model.to(memory_format=torch.channels_last)
         elif fast and count == 1:
             self.model = with_products(self.one, INPUT_SHAPE)
         self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
