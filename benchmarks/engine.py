@@ -203,8 +203,6 @@ def main() -> None:
                 print(f"    built in {built:.1f} s; validation pass {validation * 1e3:.1f} ms a trial", flush=True)
             bench.learners[0].model.train()
             print_kernels(eager_step(bench.learners[0]))
-            del bench
-            torch.cuda.empty_cache()
 
 
 def eager_step(learner: Learner):
