@@ -21,6 +21,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "logs" / "gpu.log"
+GRACE = 30
+"""Seconds in which a part that is stopped has to end; then it is killed, so that the log has its end all the same."""
+
 PARTS = {
     "tests": "-m pytest -q -m cuda",
     "engine": "benchmarks/engine.py --products",
@@ -63,15 +66,24 @@ def run(log, arguments: list[str], seconds: float | None) -> str:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JUPYTER_PREFER_ENV_PATH": "1"},
         start_new_session=True,
     ) as process:
-        # As Ctrl-C, to all that it started: Snakemake and the trials in training then end in order.
-        stop = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGINT)) if seconds else None
-        if stop:
-            stop.start()
-        for line in process.stdout:
-            _say(log, line.rstrip("\n"))
-        stopped = stop and not stop.is_alive()
-        if stop:
-            stop.cancel()
+        timers = [
+            # As Ctrl-C, to all that it started: Snakemake and the trials in training then end in order.
+            threading.Timer(seconds + later, os.killpg, (process.pid, sign))
+            for later, sign in ((0, signal.SIGINT), (GRACE, signal.SIGKILL))
+            if seconds is not None
+        ]
+        for timer in timers:
+            timer.start()
+        try:
+            for line in process.stdout:
+                _say(log, line.rstrip("\n"))
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)  # in a session of its own it has not seen it
+            raise
+        finally:
+            stopped = any(not timer.is_alive() for timer in timers)
+            for timer in timers:
+                timer.cancel()
     return "stopped" if stopped else "failed" if process.returncode else "done"
 
 
