@@ -2,10 +2,12 @@
 
     make gpu
     python benchmarks/gpu.py tests paper               # only these parts
-    python benchmarks/gpu.py paper --seconds 540       # each part is stopped after so long; the same command goes on
+    python benchmarks/gpu.py paper pack --seconds 540  # each part is stopped after so long; the same command goes on
 
-A part goes on after an earlier one failed; the exit status then says so. Each run is added to logs/gpu.log. Runs with
-the packages of the Python that it is given, installed or on PYTHONPATH; the checkout itself need not be installed.
+A part is run after an earlier one failed, too; the exit status then says so. Each run is added to logs/gpu.log, and
+`pack` writes the trials that are finished to logs/paper.jsonl.gz, which `python -m skipfold.replication unpack` puts
+into another checkout's store. Runs with the packages of the Python that it is given, installed or on PYTHONPATH; the
+checkout itself need not be installed.
 """
 
 import argparse
@@ -33,6 +35,7 @@ PARTS = {
     # By itself, since what is stopped in the middle is lost.
     "timing": "-m snakemake time_prediction --config tier=paper",
     "paper": "-m snakemake reproduce --config tier=paper",
+    "pack": "-m skipfold.replication pack logs/paper.jsonl.gz --tier paper",
     "verify": "-m snakemake verify --config tier=paper",
 }
 
