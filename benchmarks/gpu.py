@@ -27,7 +27,8 @@ GRACE = 30
 """Seconds in which a part that is stopped has to end; then it is killed, so that the log has its end all the same."""
 
 PARTS = {
-    "tests": "-m pytest -q -m cuda",
+    # By name, so that the log tells which one took the device with it.
+    "tests": "-m pytest -v -m cuda --durations=10",
     "engine": "benchmarks/engine.py --products",
     "engine-cnn3": "benchmarks/engine.py --network cnn3 --stacked 1 16 64 --most 64",
     "collapse": "benchmarks/collapse.py --device cuda",
