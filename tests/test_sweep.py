@@ -1,12 +1,17 @@
 """The sweep engine against the plain loop: same epochs, whatever runs side by side."""
 
+import contextlib
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves
 
 from skipfold.errors import ConfigError, DeviceError
 from skipfold.homotopy import set_skip_strength
@@ -89,6 +94,101 @@ def test_kinds_of_few_trials_train_side_by_side(most, device, digits, tmp_path, 
         plain, _ = train(trial, digits.to(device))
         for epoch, reference in zip(record["epochs"], plain, strict=True):
             assert without_seconds(epoch) == pytest.approx(without_seconds(reference), rel=1e-7)
+
+
+class Recorded(TorchDispatchMode):
+    """Instead of a CUDA graph, on a CPU: the operators, with their arguments as they were, in the same tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((functools.partial(func, *args, **(kwargs or {})), tree_leaves(out)))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        for call, held in self.calls:
+            for tensor, again in zip(held, tree_leaves(call()), strict=True):
+                if isinstance(tensor, torch.Tensor) and tensor.data_ptr() != again.data_ptr():
+                    tensor.copy_(again)
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Benches on a CPU capture as on CUDA, and update by the same kernels' twins."""
+    monkeypatch.setattr(sweep.Bench, "on_cuda", property(lambda _: True, lambda *_: None), raising=False)
+    stand_ins = {
+        "Stream": Stream,
+        "stream": contextlib.nullcontext,
+        "current_stream": Stream,
+        "CUDAGraph": Recorded,
+        "graph": lambda graph, pool, stream: graph,
+        "graph_pool_handle": tuple,
+        "synchronize": lambda: None,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("SGD", "Adam"):
+        real = getattr(torch.optim, name)
+        fused = lambda *given, real=real, **options: real(*given, **options | {"fused": True})  # noqa: E731
+        monkeypatch.setattr(torch.optim, name, fused)
+
+
+def normalized(trial, crop):
+    """A small network with a BatchNorm in the place of each ResNet."""
+    if trial.network != "resnet18":
+        return initial_network(trial, crop).double()
+    torch.manual_seed(trial.index)
+    layers = [nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 10)]
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize(
+    "optimizer", [Optimizer(momentum=0.9), Optimizer("adam", lr=0.001)], ids=lambda value: value.name
+)
+@pytest.mark.parametrize(
+    ("networks", "side_by_side", "stacked"),
+    [(("resnet18", "cnn3"), 6, 1), (("resnet18",), 2, 2)],
+    ids=["kinds", "groups"],
+)
+def test_what_is_captured_once_is_every_step(
+    networks, side_by_side, stacked, optimizer, digits, tmp_path, float64, captured, monkeypatch
+):
+    """Two kinds in one graph; or two groups of a kind in turn, in the second of which one of two networks idles."""
+    for module in (training, sweep):
+        monkeypatch.setattr(module, "initial_network", normalized)
+    monkeypatch.setattr(sweep, "rounds", lambda trials, device: [list(trials)])
+    trials = [trial for network in networks for trial in mixed(network, optimizer=optimizer)]
+    records = run(trials, tmp_path, digits, "cpu", side_by_side, stacked=stacked)
+    for trial, record in zip(trials, records, strict=True):
+        plain, _ = train(trial, digits)
+        for epoch, reference in zip(record["epochs"], plain, strict=True):
+            assert without_seconds(epoch) == pytest.approx(without_seconds(reference), rel=1e-7)
+
+
+def test_a_capture_that_is_broken_off_is_joined_first(digits, captured, monkeypatch):
+    """CUDA ends no capture whose branches are left open, and what then fails would hide that memory ran out."""
+    waits = []
+    monkeypatch.setattr(Stream, "wait_stream", lambda stream, other: waits.append((stream, other)))
+
+    class Greedy(Learner):
+        def step(self, size):
+            super().step(size)
+            if _get_current_dispatch_mode():
+                raise torch.OutOfMemoryError("simulated")
+
+    with pytest.raises(torch.OutOfMemoryError, match="simulated"):
+        sweep.Bench(mixed("cnn3"), digits, learner=Greedy)
+    *_, (branch, root), (again, joined) = waits
+    assert (again, joined) == (root, branch) and branch is not root
 
 
 def test_on_cuda_kinds_of_few_trials_of_one_protocol_are_one_round():
