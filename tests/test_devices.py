@@ -5,26 +5,31 @@ cudnn's, and an operator that mixes devices is refused. What comes out as number
 """
 
 import contextlib
+import types
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
 from test_collapse import AFFINE, CHAINS, FUNCTIONS, Residual
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import DeviceType
 from torch.utils._pytree import tree_leaves
 
 from skipfold import structure
 from skipfold.chains import collapse_convolution
-from skipfold.collapse import collapse, fold_preprocessing
+from skipfold.collapse import Collapsed, collapse, fold_preprocessing
 from skipfold.errors import NotAffineError
 from skipfold.folding import fold_affine
 from skipfold.homotopy import Skip, set_skip_strength, skips, to_homotopy
 from skipfold.networks import INPUT_SHAPE, NETWORKS, build
 from skipfold.removal import remove_skips
+from skipfold.replication import provenance, roofline, runtimes, sweep, timing
 from skipfold.replication.data import Dataset
 from skipfold.replication.evaluation import measure_trained
 from skipfold.replication.products import TwoByTwoConv2d, with_products
+from skipfold.replication.store import Store
 from skipfold.replication.timing import build_in, contenders
 from skipfold.replication.training import Learner, initial_network
 from skipfold.replication.trial import Optimizer, Trial
@@ -153,9 +158,9 @@ def test_weighted_skips_fold_on_their_device(monkeypatch):
     assert all_on_cuda(folded)
 
 
-def dataset():
+def dataset(device=CUDA):
     images, labels = torch.zeros(100, 1, 28, 28, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64)
-    return Dataset("none", images, labels, images, labels, {}).to(CUDA)
+    return Dataset("none", images, labels, images, labels, {}).to(device)
 
 
 TRAINED = pytest.mark.parametrize(
@@ -233,3 +238,133 @@ def test_timed_networks_stay_on_their_device(fake_tensors, monkeypatch):
                 assert build_in(contender, runtime, CUDA).bind(x)().is_cuda
             with fake_tensors.capture():
                 contender.module(x)
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+class Graph:
+    def replay(self):
+        pass
+
+    def pool(self):
+        return (0, 1)
+
+
+class Event:
+    """Ten milliseconds apart."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        pass
+
+    synchronize = record
+
+    def elapsed_time(self, end):
+        return 10.0
+
+
+@pytest.fixture
+def card(fake_tensors, monkeypatch):
+    """What PyTorch asks of the card itself: 80 GiB, of which a learner takes 10, without the time of anything."""
+
+    @contextlib.contextmanager
+    def graph(graph, pool, stream):
+        with fake_tensors.capture():
+            yield
+
+    stand_ins = {
+        "Stream": Stream,
+        "stream": contextlib.nullcontext,
+        "current_stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "graph_pool_handle": tuple,
+        "synchronize": lambda: None,
+        "Event": Event,
+        "device_of": contextlib.nullcontext,
+        "memory_allocated": lambda: 2**30,
+        "max_memory_allocated": lambda: 11 * 2**30,
+        "reset_peak_memory_stats": lambda: None,
+        "mem_get_info": lambda: (60 * 2**30, 80 * 2**30),
+        "get_device_name": lambda device: "a card",
+        "get_device_properties": lambda device: types.SimpleNamespace(uuid="1-2"),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: [[0.0] * tensor.shape[1]] * tensor.shape[0])
+    runtimes._capture_stream.cache_clear()
+    yield
+    runtimes._capture_stream.cache_clear()
+
+
+def test_a_sweep_stays_on_its_device(card, tmp_path, monkeypatch, capsys):
+    """From free memory, and what to stack, to the records; of 6 trials five fit, so they are two groups of three."""
+    monkeypatch.setattr(sweep, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(sweep, "measure_trained", lambda *_: {})  # see above
+    trials = [Trial("devices", "any", index, "cnn3", epochs=2, t=0.5) for index in range(6)]
+    records = sweep.run(trials, Store(tmp_path), lambda trial: dataset("cpu"), CUDA)
+    assert [record["provenance"]["device"] for record in records] == ["a card"] * 6
+    said = capsys.readouterr().out
+    assert "cnn3: 5 of 6 trials side by side, about 10.00 GiB each, 60.0 GiB free" in said
+    assert "with 1 stacked" in said and ", 3 stacked" in said
+
+
+def one_layer():
+    made = [Collapsed(torch.rand(10, 784), torch.rand(10), INPUT_SHAPE, (10,)).to(CUDA) for _ in range(2)]
+    return timing.Contender(*roofline.COLLAPSED, made[0], made[1].double())
+
+
+def test_calls_are_timed_by_both_clocks(card):
+    with torch.inference_mode():
+        x = torch.rand(2, *INPUT_SHAPE).to(CUDA)
+        calls = [timing.predict(build_in(one_layer(), name, CUDA), x).call for name in ("eager", "cuda_graph")]
+    found = timing._interleaved(calls, {"repeats": 3, "cell_seconds": 1}, CUDA)
+    assert {way: len(samples) for way, samples in found.items()} == {"host": 2, "device": 2}
+    assert timing._between_events(calls[1], 5) == pytest.approx(0.002)
+
+
+def test_the_roofline_stays_on_its_device(card, monkeypatch):
+    """With three kernels of which one copies, and, in the place of Triton's, one that is told its grid."""
+    kernel = pytest.importorskip("skipfold.kernel")
+    events = [types.SimpleNamespace(name=name, device_type=DeviceType.CUDA) for name in ("Memcpy HtoD", "gemm", "add")]
+    found, grids = types.SimpleNamespace(events=lambda: events), []
+    monkeypatch.setattr(roofline, "profile", lambda activities: contextlib.nullcontext(found))
+    monkeypatch.setattr(roofline, "_seconds", lambda call: call() is None or 0.5)
+    monkeypatch.setattr(roofline, "contenders", lambda device: [one_layer()])
+    monkeypatch.setattr(
+        roofline, "arithmetic", lambda precision: torch.inference_mode(False)
+    )  # in which fake tensors have values
+    monkeypatch.setattr(kernel, "tuned", Launches(grids))
+    stamped = dict.fromkeys(provenance.STAMP, "any")
+    timings = [
+        dict(zip(("network", "variant"), roofline.COLLAPSED, strict=True), runtime=name, batch=64, measure="device")
+        for name in roofline.AS_COUNTED
+    ]
+    table = roofline.measure(pd.DataFrame(timings).assign(median_us=1.0, **stamped), CUDA)
+    assert set(table["kernels"]) == {2} and (table["launch_us"] == 5e5).all()
+    assert list(table["variant"].value_counts()) == [6, 6, 2] and set(grids) == {(1,), (4,), (2**15,)}
+
+
+class Launches:
+    """As Triton's kernel is called; it writes nothing."""
+
+    def __init__(self, grids):
+        self.grids = grids
+
+    def __getitem__(self, grid):
+        self.grids.append(grid({"ROWS": 16}))
+        return lambda *tensors, **sizes: None
+
+
+def test_the_state_of_the_card_is_read_by_its_own_name(card, monkeypatch):
+    said = {"--id=GPU-1-2": "P0, 1980 MHz, 1980 MHz, 2619 MHz, 120.50 W, 35"}
+    monkeypatch.setattr(provenance, "output", lambda program, which, *_: said.get(which))
+    assert provenance.gpu_state(CUDA).startswith("pstate P0, clocks.sm 1980 MHz, ")
+    said.clear()
+    assert provenance.gpu_state(CUDA) is None
