@@ -38,6 +38,16 @@ def test_every_runtime_predicts_what_the_network_does(name, device):
                 torch.testing.assert_close(found.float(), network(x), rtol=0.05, atol=0.05)
 
 
+def test_onnxruntime_predicts_from_and_to_tensors_where_they_lie():
+    """As on CUDA, where its package is another one."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    x = torch.rand(3, 1, 28, 28)
+    call = runtimes._bound(runtimes._session(network, CPU), x)
+    for _ in range(2):
+        torch.testing.assert_close(call(), network(x).detach(), rtol=1e-4, atol=1e-5)
+        x.copy_(torch.rand(3, 1, 28, 28))
+
+
 @pytest.mark.cuda
 def test_graphs_that_take_turns_keep_their_outputs():
     """torch.compile's own graphs, and ours, of products that need workspaces: each called again after the others."""

@@ -83,6 +83,7 @@ def _capture_stream() -> torch.cuda.Stream:
 def _captured(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """The whole prediction as one CUDA graph; its output is the same tensor each time, until another graph runs."""
     stream = _capture_stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which may be making x
     with torch.cuda.stream(stream):
         for _ in range(3):
             module(x)
@@ -110,20 +111,22 @@ def _onnxruntime(module: nn.Module, device: torch.device):
         images = {"input": x.numpy()}
         return lambda: torch.from_numpy(session.run(None, images)[0])
 
-    def bind_on_cuda(x: torch.Tensor):
-        logits = torch.empty(len(x), 10, device=x.device)
-        binding = session.io_binding()
-        bound = ("cuda", logits.device.index, np.float32)
-        binding.bind_input("input", *bound, tuple(x.shape), x.data_ptr())
-        binding.bind_output(session.get_outputs()[0].name, *bound, tuple(logits.shape), logits.data_ptr())
+    return functools.partial(_bound, session) if device.type == "cuda" else bind_on_cpu
 
-        def predict() -> torch.Tensor:
-            session.run_with_iobinding(binding)
-            return logits
 
-        return predict
+def _bound(session, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The prediction of `x` where it lies; its output is the same tensor each time."""
+    logits = torch.empty(len(x), 10, device=x.device)
+    binding = session.io_binding()
+    bound = (x.device.type, x.device.index or 0, np.float32)
+    binding.bind_input("input", *bound, tuple(x.shape), x.data_ptr())
+    binding.bind_output(session.get_outputs()[0].name, *bound, tuple(logits.shape), logits.data_ptr())
 
-    return bind_on_cuda if device.type == "cuda" else bind_on_cpu
+    def predict() -> torch.Tensor:
+        session.run_with_iobinding(binding)
+        return logits
+
+    return predict
 
 
 def _session(module: nn.Module, device: torch.device):
