@@ -337,9 +337,8 @@ def test_the_roofline_stays_on_its_device(card, monkeypatch):
     monkeypatch.setattr(roofline, "profile", lambda activities: contextlib.nullcontext(found))
     monkeypatch.setattr(roofline, "_seconds", lambda call: call() is None or 0.5)
     monkeypatch.setattr(roofline, "contenders", lambda device: [one_layer()])
-    monkeypatch.setattr(
-        roofline, "arithmetic", lambda precision: torch.inference_mode(False)
-    )  # in which fake tensors have values
+    # In inference mode fake tensors look for a card.
+    monkeypatch.setattr(roofline, "arithmetic", lambda precision: torch.inference_mode(False))
     monkeypatch.setattr(kernel, "tuned", Launches(grids))
     stamped = dict.fromkeys(provenance.STAMP, "any")
     timings = [

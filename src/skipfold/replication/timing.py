@@ -182,6 +182,7 @@ def measure(config: Mapping[str, Any], device: torch.device) -> tuple[pd.DataFra
     images = torch.rand(max(batches), *INPUT_SHAPE, generator=torch.Generator().manual_seed(1))
     names = [name for name in settings["runtimes"] if RUNTIMES[name].missing(device) is None]
     rows, forms, failures = [], [], []
+    start = clock()
     for contender in contenders(device):
         for name in names:
             if any(_wanted(settings, contender, name, batch) for batch in batches):
@@ -196,8 +197,13 @@ def measure(config: Mapping[str, Any], device: torch.device) -> tuple[pd.DataFra
                     with _reported(failures, built.contender, built.runtime, batch):
                         predictions.append(predict(built, x))
             calls = [prediction.call for prediction in predictions]
+            prepared = clock()
             measured = _interleaved(calls, settings, device)
             state = gpu_state(device)  # while it is warm
+            timed = clock()
+            took = f"prepared in {prepared - start:.0f} s, timed in {timed - prepared:.0f} s"
+            print(f"timing: batch {batch}: {len(calls)} predictions {took}", flush=True)
+            start = timed
             for way, samples in measured.items():
                 found = [_row(each, batch, way, seconds) for each, seconds in zip(predictions, samples, strict=True)]
                 rows += [row | {"gpu_state": state} for row in found]
