@@ -2,6 +2,7 @@
 
 import copy
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -46,6 +47,14 @@ def test_onnxruntime_predicts_from_and_to_tensors_where_they_lie():
     for _ in range(2):
         torch.testing.assert_close(call(), network(x).detach(), rtol=1e-4, atol=1e-5)
         x.copy_(torch.rand(3, 1, 28, 28))
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it may load")
+def test_a_provider_that_does_not_load_is_not_taken_for_the_cpu_s(monkeypatch):
+    named = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: named)
+    reason = runtimes._without_provider(torch.device("cuda"))
+    assert reason == "onnxruntime's CUDAExecutionProvider does not load on this machine"
 
 
 @pytest.mark.cuda

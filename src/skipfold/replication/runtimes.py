@@ -165,7 +165,7 @@ def _without_provider(device: torch.device) -> str | None:
     if provider not in onnxruntime.get_available_providers():
         return f"the onnxruntime installed has no {provider}; onnxruntime-gpu has"
     # One that does not load is replaced by the CPU's with no more than a warning.
-    used = _session(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to(device).eval(), device).get_providers()[0]
+    used = _session(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval(), device).get_providers()[0]
     return None if used == provider else f"onnxruntime's {provider} does not load on this machine"
 
 
