@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from skipfold import structure
 from skipfold.chains import collapse_convolution
 from skipfold.collapse import Collapsed, collapse, fold_preprocessing
-from skipfold.errors import NotAffineError
+from skipfold.errors import DeviceError, NotAffineError
 from skipfold.folding import fold_affine
 from skipfold.homotopy import Skip, set_skip_strength, skips, to_homotopy
 from skipfold.networks import INPUT_SHAPE, NETWORKS, build
@@ -315,6 +315,15 @@ def test_a_sweep_stays_on_its_device(card, tmp_path, monkeypatch, capsys):
     assert "with 1 stacked" in said and ", 3 stacked" in said
 
 
+def test_a_card_on_which_one_trial_does_not_fit_is_too_small(card, tmp_path, monkeypatch):
+    def full(learner):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(Learner, "measure", full)
+    with pytest.raises(DeviceError, match="cnn3: one trial does not fit the free memory"):
+        sweep.run([Trial("devices", "any", 0, "cnn3")], Store(tmp_path), lambda trial: dataset("cpu"), CUDA)
+
+
 def one_layer():
     made = [Collapsed(torch.rand(10, 784), torch.rand(10), INPUT_SHAPE, (10,)).to(CUDA) for _ in range(2)]
     return timing.Contender(*roofline.COLLAPSED, made[0], made[1].double())
@@ -329,8 +338,9 @@ def test_calls_are_timed_by_both_clocks(card):
     assert timing._between_events(calls[1], 5) == pytest.approx(0.002)
 
 
-def test_the_roofline_stays_on_its_device(card, monkeypatch):
-    """With three kernels of which one copies, and, in the place of Triton's, one that is told its grid."""
+@pytest.mark.parametrize(("compiles", "variants"), [(True, [6, 6, 2]), (False, [6, 2])])
+def test_the_roofline_stays_on_its_device(compiles, variants, card, monkeypatch):
+    """With three kernels of which one copies, and, in the place of Triton's, one that is told its grid, or fails."""
     kernel = pytest.importorskip("skipfold.kernel")
     events = [types.SimpleNamespace(name=name, device_type=DeviceType.CUDA) for name in ("Memcpy HtoD", "gemm", "add")]
     found, grids = types.SimpleNamespace(events=lambda: events), []
@@ -339,7 +349,7 @@ def test_the_roofline_stays_on_its_device(card, monkeypatch):
     monkeypatch.setattr(roofline, "contenders", lambda device: [one_layer()])
     # In inference mode fake tensors look for a card.
     monkeypatch.setattr(roofline, "arithmetic", lambda precision: torch.inference_mode(False))
-    monkeypatch.setattr(kernel, "tuned", Launches(grids))
+    monkeypatch.setattr(kernel, "tuned", Launches(grids) if compiles else None)
     stamped = dict.fromkeys(provenance.STAMP, "any")
     timings = [
         dict(zip(("network", "variant"), roofline.COLLAPSED, strict=True), runtime=name, batch=64, measure="device")
@@ -347,7 +357,8 @@ def test_the_roofline_stays_on_its_device(card, monkeypatch):
     ]
     table = roofline.measure(pd.DataFrame(timings).assign(median_us=1.0, **stamped), CUDA)
     assert set(table["kernels"]) == {2} and (table["launch_us"] == 5e5).all()
-    assert list(table["variant"].value_counts()) == [6, 6, 2] and set(grids) == {(1,), (4,), (2**15,)}
+    assert list(table["variant"].value_counts()) == variants
+    assert set(grids) == ({(1,), (4,), (2**15,)} if compiles else set())
 
 
 class Launches:
