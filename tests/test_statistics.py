@@ -196,13 +196,17 @@ def test_distance_is_that_of_the_means_less_their_noise():
     assert alone == pytest.approx((6.5**0.5, np.nan, np.nan), nan_ok=True)
 
 
-@pytest.mark.parametrize("true", [0.0, 0.5, 1.5])
-def test_distance_is_as_often_in_its_interval_as_is_said(true):
-    """Ten points of five normal trials, whose means have noise of 0.45; and on the whole it is not too large."""
+@pytest.mark.parametrize("together", [0, 0.5])
+@pytest.mark.parametrize("true", [0.0, 0.6, 1.5])
+def test_distance_is_as_often_in_its_interval_as_is_said(monkeypatch, true, together):
+    """Ten points of five normal trials, whose means have noise of 0.45, of which a trial's points share a part."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
     rng = np.random.default_rng(2)
-    found = np.array([statistics.distance(rng.normal(true, size=(5, 10)), np.zeros(10)) for _ in range(60)])
-    assert np.mean((found[:, 1] <= true) & (true <= found[:, 2])) >= 0.83
-    assert (found[:, 0] ** 2).mean() == pytest.approx(true**2, abs=0.1)
+    own, shared = rng.normal(size=(60, 5, 10)), rng.normal(size=(60, 5, 1))
+    trials = true + (1 - together) ** 0.5 * own + together**0.5 * shared
+    found = np.array([statistics.distance(values, np.zeros(10)) for values in trials])
+    assert np.mean((found[:, 1] <= true) & (true <= found[:, 2])) >= 0.9
+    assert (found[:, 0] ** 2).mean() == pytest.approx(true**2, abs=0.25)
 
 
 def test_spread_of_means_that_are_equal_may_be_nothing():

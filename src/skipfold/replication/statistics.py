@@ -199,8 +199,9 @@ def distance(values: np.ndarray, target: np.ndarray, arms: Sequence[Any] | None 
     """Root mean square distance of the true means of `values` from `target` [points], with an `interval`.
 
     The `rms` of the means of a few trials is larger, by their noise: their variances are taken off. In a resample the
-    noise is there a second time, so its errors are told from the distance as it is. Of five normal trials the interval
-    holds the true distance at least 90 times in 100, of very skewed ones 83 times; where it does not, it ends too low.
+    noise is there a second time, so its errors are told from the distance as it is, and the larger one is taken to both
+    sides. Of normal trials the interval then holds the true distance at least 94 times in 100; each error taken off its
+    own side, as few as 71 times where the points of a trial err together. A failure that no trial shows it cannot tell.
     """
 
     def squared(trials: np.ndarray) -> np.ndarray:
@@ -211,8 +212,8 @@ def distance(values: np.ndarray, target: np.ndarray, arms: Sequence[Any] | None 
         return rms(values, target), np.nan, np.nan
     low, high = interval(values, squared, arms)
     found, as_it_is = squared(values), rms(values, target) ** 2
-    ends = np.sqrt(np.clip([found, found + as_it_is - high, found + as_it_is - low], 0, None))
-    return tuple(map(float, ends))
+    error = max(as_it_is - low, high - as_it_is)
+    return tuple(map(float, np.sqrt(np.clip([found, found - error, found + error], 0, None))))
 
 
 def spread(values: np.ndarray, arms: Sequence[Any] | None = None) -> tuple[float, float, float]:
