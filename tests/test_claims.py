@@ -81,6 +81,16 @@ def test_difference_by_hand(results):
     assert expected - 4e-5 < row["low"] < expected < row["high"] < expected + 4e-5
 
 
+def test_a_difference_is_of_all_trials_where_one_arm_has_more(results):
+    frame = trials("linear_comparison")
+    more = frame[frame["arm"] == "perceptron"].copy()
+    more["digest"], more["index"], more["val_accuracy"] = more["digest"] + "+", more["index"] + 5, 0.9
+    statistics.write(pd.concat([frame, more]), results / "tables" / "linear_comparison_trials.csv")
+    row = verdict(results, "linearized_above_perceptron")
+    assert row["ours"] == pytest.approx(0.98682 - (0.90762 + 0.9) / 2) and row["n"] == 5
+    assert row["high"] - row["low"] > 0.004  # the perceptron's other trials are resampled too
+
+
 def test_other_results_are_not_reproduced(results):
     frame = trials("linear_comparison")
     frame["val_accuracy"] -= 0.01

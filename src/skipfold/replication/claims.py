@@ -198,7 +198,10 @@ def limit(check: dict[str, Any]) -> str:
 
 
 class Points(NamedTuple):
-    """Accuracies [trials, points] with the rows they came from, and (arm, t, epoch) of each point."""
+    """Accuracies [trials, points] with the rows they came from, and (arm, t, epoch) of each point.
+
+    Where an arm has fewer trials than another, its values end in not a number.
+    """
 
     values: np.ndarray
     rows: pd.DataFrame
@@ -268,10 +271,14 @@ def _finding(
     points: Points, statistic: Callable[[np.ndarray], np.ndarray], theirs: np.ndarray | None = None
 ) -> Finding:
     """`statistic` of our means, and in the remark of the published points `theirs` where all of them are."""
-    low, high = statistics.interval(points.values, lambda trials: statistic(trials.mean(axis=-2)), points.keys["arm"])
-    value = float(statistic(points.values.mean(axis=0)))
+
+    def of_means(trials: np.ndarray) -> np.ndarray:
+        return statistic(np.nanmean(trials, axis=-2))
+
+    low, high = statistics.interval(points.values, of_means, points.keys["arm"])
     remark = "" if theirs is None or np.isnan(theirs).any() else f"published at the same t {statistic(theirs):.5f}"
-    return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
+    fewest = int(np.isfinite(points.values).sum(axis=0).min())
+    return Finding(float(of_means(points.values)), low, high, BOOTSTRAP, fewest, points.rows, remark)
 
 
 def _theirs(check: dict[str, Any], points: Points) -> np.ndarray:
@@ -312,10 +319,10 @@ def _range(check: dict[str, Any], tables: Tables) -> Finding:
 def _difference(check: dict[str, Any], tables: Tables) -> Finding:
     """Mean of one selection less that of another."""
     of, minus = (_points(check, check["measure"][key], tables) for key in ("of", "minus"))
-    trials = min(len(of.values), len(minus.values))
-    both = np.hstack([of.values[:trials], minus.values[:trials]])
+    # Fills up the one with fewer trials.
+    both = pd.concat([pd.DataFrame(of.values), pd.DataFrame(minus.values)], axis=1)
     width = of.values.shape[1]
-    points = Points(both, pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
+    points = Points(both.to_numpy(), pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
 
     def difference(means: np.ndarray) -> np.ndarray:
         return means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1)
