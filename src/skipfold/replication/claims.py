@@ -23,6 +23,9 @@ NOT_JUDGED = "not judged at this tier"
 JUDGED = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
 VERDICTS = (*JUDGED, NOT_TESTABLE, NOT_JUDGED)
 
+ROUNDING = 1e-12
+"""Of a mean of accuracies and of a limit, which are both multiples of the share of one image."""
+
 BOOTSTRAP = "95 % bootstrap"
 OF_MEDIAN = "95 % of the median"
 
@@ -177,8 +180,8 @@ def _otherwise(check: dict[str, Any], split: str, tables: Tables) -> Finding | N
 
 
 def accepted(check: dict[str, Any]) -> tuple[float, float]:
-    """The least and the largest value that counts as reproduced."""
-    published, tolerance = check["published"], check["tolerance"]
+    """The least and the largest value that counts as reproduced: a value on the limit does, however it is rounded."""
+    published, tolerance = check["published"], check["tolerance"] + ROUNDING
     low, high = published if isinstance(published, list) else (published, published)
     least = -math.inf if check["relation"] == "at_most" else low - tolerance
     return least, math.inf if check["relation"] == "at_least" else high + tolerance
