@@ -101,6 +101,18 @@ def test_a_value_on_the_limit_is_within_however_it_is_rounded(results):
     assert verdict(results, "linearized_accuracy")["verdict"] == claims.REPRODUCED
 
 
+def test_an_experiment_that_is_not_the_papers_has_no_published_points(results):
+    """A claim of one's own: its mean over t is judged, its distance from nothing cannot be."""
+    frame = trials("accuracy_vs_t_cnn3").assign(experiment="accuracy_vs_t_mine")
+    statistics.write(frame, results / "tables" / "accuracy_vs_t_mine_trials.csv")
+    found = {}
+    for kind in ("mean", "rmse"):
+        check = CHECKS["cnn3_vs_t_curve"] | {"experiment": "accuracy_vs_t_mine", "published": 0.9, "tolerance": 0.1}
+        check["measure"] = check["measure"] | {"kind": kind}
+        (found[kind],) = claims.judge_tables(statistics.tables(results), [{"id": "any", "checks": [check]}])["verdict"]
+    assert found == {"mean": claims.REPRODUCED, "rmse": claims.NOT_JUDGED}
+
+
 def test_other_results_are_not_reproduced(results):
     frame = trials("linear_comparison")
     frame["val_accuracy"] -= 0.01
@@ -357,4 +369,12 @@ def test_a_claim_that_does_not_fit_is_refused(tmp_path, change, text):
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=text):
+        claims.load(path)
+
+
+@pytest.mark.parametrize("text", ["claims: [", "claims: {a: 2024-13-45}", "\x00"])
+def test_claims_that_are_no_yaml_are_one_line(tmp_path, text):
+    path = tmp_path / "claims.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"^[^\n]*claims\.yaml: cannot be read \([^\n]*; correct it[^\n]*$"):
         claims.load(path)

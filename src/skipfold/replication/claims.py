@@ -11,8 +11,8 @@ import pandas as pd
 import yaml
 
 from skipfold.errors import ConfigError
-from skipfold.replication import statistics
-from skipfold.replication.config import root
+from skipfold.keys import UNREADABLE
+from skipfold.replication import config, statistics
 from skipfold.replication.provenance import STAMP
 
 REPRODUCED = "reproduced"
@@ -80,12 +80,16 @@ class NotRun(Exception):
 def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The claims, checked against workflow/schemas/claims.schema.yaml; `path` None takes config/claims.yaml.
 
-    Raises ConfigError on a claim that does not fit the schema, on an id that is given twice, and unless one check of
-    each claim is `central`.
+    Raises ConfigError on what is no YAML, on a claim that does not fit the schema, on an id that is given twice, and
+    unless one check of each claim is `central`.
     """
-    path = Path(path or root() / "config" / "claims.yaml")
-    content = yaml.safe_load(path.read_text())
-    schema = yaml.safe_load((root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
+    path = Path(path or config.root() / "config" / "claims.yaml")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, *UNREADABLE) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read ({said}); correct it, or `git checkout` it") from error
+    schema = yaml.safe_load((config.root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
     if error:
         raise ConfigError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message}; see its schema")
@@ -286,6 +290,8 @@ def _finding(
 
 def _theirs(check: dict[str, Any], points: Points) -> np.ndarray:
     """The published value of each of our `points`, not a number where there is none."""
+    if not config.published(check["experiment"]).is_file():
+        return np.full(len(points.keys), np.nan)
     theirs = statistics.published(check["experiment"])
     theirs = theirs[theirs["split"] == ("train" if check["measure"]["of"].get("split") == "train" else "val")]
     known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
