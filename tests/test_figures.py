@@ -257,3 +257,13 @@ def test_files_are_the_same_each_time(tmp_path):
     assert [path.name for path in files[0]] == ["t=0.5.svg", "t=0.5.png"]
     for first, second in zip(*files, strict=True):
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    figure = figures.linear_comparison(table("linear_comparison"))
+    svg, png = figures.save(figure, tmp_path / "figure")
+    held = svg.read_bytes(), png.read_bytes()
+    figure.savefig = lambda part, **_: part.write_text("ha") and 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        figures.save(figure, tmp_path / "figure")
+    assert (svg.read_bytes(), png.read_bytes()) == held and sorted(tmp_path.iterdir()) == [png, svg]

@@ -18,6 +18,8 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.markers import CARETDOWN
 
+from skipfold.errors import StoreError
+from skipfold.files import written
 from skipfold.replication import statistics
 
 BLUE, ORANGE, GREEN, PURPLE, LIGHT_BLUE = "#0b3c6f", "#c2571a", "#2b7d6c", "#6b4a9e", "#4f86c0"
@@ -589,12 +591,12 @@ def option_label(assumption: str, text: str) -> str:
 def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     """Write `path` with .svg and .png added, the same bytes each time; gives both paths.
 
-    `path` comes without a suffix; a dot in its name is kept.
+    `path` comes without a suffix; a dot in its name is kept. Raises StoreError where they cannot be written.
     """
-    with styled():
-        svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
-        figure.savefig(svg, metadata={"Date": None})
-        figure.savefig(png, metadata={"Software": None})
+    svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
+    for place, dateless in ((svg, {"Date": None}), (png, {"Software": None})):
+        with styled(), written(place, StoreError) as part:
+            figure.savefig(part, format=place.suffix[1:], metadata=dateless)
     return svg, png
 
 
