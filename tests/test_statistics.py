@@ -259,6 +259,18 @@ def test_a_damaged_table_is_one_line_that_says_what_makes_it_again(tmp_path, nam
     assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("samples", "said"), [("1.5 2 3e-05", None), ("1.5 x", "holds '1.5 x'"), ("", "empty cell")])
+def test_samples_of_a_timing_are_numbers(tmp_path, samples, said):
+    columns = [name.strip("*") for name in statistics.NEEDED["timing"].split()]
+    row = dict.fromkeys(columns, 1) | {"samples_us": samples}
+    statistics.write(pd.DataFrame([row]), tmp_path / "timing.csv")
+    if said is None:
+        assert statistics.read(tmp_path / "timing.csv")["samples_us"].tolist() == [samples]
+    else:
+        with pytest.raises(DataError, match=said):
+            statistics.read(tmp_path / "timing.csv")
+
+
 def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("before")

@@ -393,6 +393,9 @@ NEEDED = {
 }
 """The columns that a kind of table must have; cells of the starred may be empty. Older tables may lack others."""
 
+NUMBERS = re.compile(r"(\d+(\.\d+)?(e[-+]?\d+)?( |$))+")
+"""The samples of a timing."""
+
 RULES = {
     "certificates.csv": "linear_comparison",
     "ceiling.csv": "linear_comparison",
@@ -442,6 +445,9 @@ def _wrong(frame: pd.DataFrame, kind: str) -> Iterator[str]:
         numbers = pd.to_numeric(frame[name], errors="coerce")  # true and false are, too
         for value in frame[name][numbers.isna()].dropna():
             yield f"column {name} holds {value!r}, which is no number"
+    for value in frame["samples_us"] if kind == "timing" else ():
+        if not NUMBERS.fullmatch(value):
+            yield f"column samples_us holds {value[:40]!r}, which is no line of numbers"
 
 
 def _kind(path: Path) -> str:
