@@ -379,7 +379,7 @@ TEXTS = frozenset(
 """Columns of texts; all others of the tables that are NEEDED hold numbers, or true and false."""
 
 NEEDED = {
-    "trials": "experiment arm network index t_start epoch val_accuracy data epochs digest",
+    "trials": "experiment arm network index t_start epoch val_accuracy refused* data epochs digest",
     "means": "experiment arm network split epoch mean low* high* n tier*",
     "certificates": "experiment arm affine residual max_error* max_error_float32* equal_argmax* refused* data epochs "
     "digest",
