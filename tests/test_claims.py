@@ -81,6 +81,38 @@ def test_difference_by_hand(results):
     assert expected - 4e-5 < row["low"] < expected < row["high"] < expected + 4e-5
 
 
+def test_a_difference_is_of_all_trials_where_one_arm_has_more(results):
+    frame = trials("linear_comparison")
+    more = frame[frame["arm"] == "perceptron"].copy()
+    more["digest"], more["index"], more["val_accuracy"] = more["digest"] + "+", more["index"] + 5, 0.9
+    statistics.write(pd.concat([frame, more]), results / "tables" / "linear_comparison_trials.csv")
+    row = verdict(results, "linearized_above_perceptron")
+    assert row["ours"] == pytest.approx(0.98682 - (0.90762 + 0.9) / 2) and row["n"] == 5
+    assert row["high"] - row["low"] > 0.004  # the perceptron's other trials are resampled too
+
+
+def test_a_value_on_the_limit_is_within_however_it_is_rounded(results):
+    frame = trials("linear_comparison", spread=0)
+    last = (frame["arm"] == "resnet34_linear_maxpool") & (frame["epoch"] == 10)
+    at_limit = [0.9833, 0.9846, 0.9838, 0.9837, 0.9837]
+    assert np.mean(at_limit) < 0.98682 - 0.003 < np.mean(at_limit) + 1e-15  # the same number, rounded otherwise
+    frame.loc[last, "val_accuracy"] = np.mean(at_limit)
+    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    assert verdict(results, "linearized_accuracy")["verdict"] == claims.REPRODUCED
+
+
+def test_an_experiment_that_is_not_the_papers_has_no_published_points(results):
+    """A claim of one's own: its mean over t is judged, its distance from nothing cannot be."""
+    frame = trials("accuracy_vs_t_cnn3").assign(experiment="accuracy_vs_t_mine")
+    statistics.write(frame, results / "tables" / "accuracy_vs_t_mine_trials.csv")
+    found = {}
+    for kind in ("mean", "rmse"):
+        check = CHECKS["cnn3_vs_t_curve"] | {"experiment": "accuracy_vs_t_mine", "published": 0.9, "tolerance": 0.1}
+        check["measure"] = check["measure"] | {"kind": kind}
+        (found[kind],) = claims.judge_tables(statistics.tables(results), [{"id": "any", "checks": [check]}])["verdict"]
+    assert found == {"mean": claims.REPRODUCED, "rmse": claims.NOT_JUDGED}
+
+
 def test_other_results_are_not_reproduced(results):
     frame = trials("linear_comparison")
     frame["val_accuracy"] -= 0.01
@@ -255,8 +287,8 @@ def test_a_coarse_grid_is_enough(results):
 
 def certificate(arm, **values):
     return {"experiment": "linear_comparison", "arm": arm, "data": "mnist", "epochs": 10, "train_images": None,
-            "val_images": None, "device": "GPU", "refused": None, "residual": 1e-15, "max_error": 1e-12,
-            "equal_argmax": 1.0} | values  # fmt: skip
+            "val_images": None, "device": "GPU", "refused": None, "affine": True, "residual": 1e-15, "max_error": 1e-12,
+            "max_error_float32": 1e-6, "equal_argmax": 1.0} | values  # fmt: skip
 
 
 def test_certificates(results):
@@ -274,7 +306,8 @@ def test_certificates(results):
 
 
 def timing(device="GPU"):
-    shared = {"network": "resnet18", "runtime": "eager", "batch": 64, "measure": "host", "device": device, "repeats": 6}
+    shared = {"network": "resnet18", "runtime": "eager", "precision": "float32", "batch": 64, "measure": "host",
+              "device": device, "repeats": 6, "q1_us": 1, "q3_us": 1}  # fmt: skip
     return pd.DataFrame(
         [
             shared | {"variant": "skips", "median_us": 100, "samples_us": "100 100 100 100 100 200"},
@@ -336,4 +369,12 @@ def test_a_claim_that_does_not_fit_is_refused(tmp_path, change, text):
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=text):
+        claims.load(path)
+
+
+@pytest.mark.parametrize("text", ["claims: [", "claims: {a: 2024-13-45}", "\x00"])
+def test_claims_that_are_no_yaml_are_one_line(tmp_path, text):
+    path = tmp_path / "claims.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"^[^\n]*claims\.yaml: cannot be read \([^\n]*; correct it[^\n]*$"):
         claims.load(path)

@@ -188,7 +188,8 @@ def test_timing_shows_every_row_and_what_it_saves():
     assert shown[3].get_xlim() == shown[4].get_xlim() == shown[5].get_xlim() and shown[5].get_xlim()[1] > 46
     assert "published, of eager alone, on a GPU: 22 to 46 %" in texts(figure)
     bands = [[(bar.get_x(), bar.get_width()) for bar in axes.patches] for axes in shown]
-    assert bands == [[], [], [], [], [pytest.approx((22, 24))] * 2, []]
+    striped = [[(0, 1)] * 2, [(0, 1)]]  # every other row, from side to side
+    assert bands == [*[striped[0]] * 3, striped[1], [*striped[1], *[pytest.approx((22, 24))] * 2], striped[1]]
 
 
 def test_networks_of_one_layer_are_timed_in_panels_of_their_own():
@@ -257,3 +258,13 @@ def test_files_are_the_same_each_time(tmp_path):
     assert [path.name for path in files[0]] == ["t=0.5.svg", "t=0.5.png"]
     for first, second in zip(*files, strict=True):
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    figure = figures.linear_comparison(table("linear_comparison"))
+    svg, png = figures.save(figure, tmp_path / "figure")
+    held = svg.read_bytes(), png.read_bytes()
+    figure.savefig = lambda part, **_: part.write_text("ha") and 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        figures.save(figure, tmp_path / "figure")
+    assert (svg.read_bytes(), png.read_bytes()) == held and sorted(tmp_path.iterdir()) == [png, svg]

@@ -1,13 +1,14 @@
 """The page: valid enough, self-contained, linked, and true to its tables; also where results are partial."""
 
 import base64
+import gzip
 import html.parser
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, SkipfoldError
 from skipfold.replication import claims, experiments, figures, report, statistics
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -250,6 +251,33 @@ def test_verdicts_of_other_claims_give_no_page(results, change, said):
     statistics.write(change(statistics.read(results / "verdicts.csv")), results / "verdicts.csv")
     with pytest.raises(ConfigError, match=rf"{said}; run `python -m skipfold\.replication judge"):
         report.build(results)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("tables/linear_comparison.csv", lambda held: held[:-9], "last line is cut off; .*rule linear_comparison"),
+        ("figures/accuracy_vs_t_cnn3.svg", lambda held: held[:-99], "no whole figure; .*rule accuracy_vs_t"),
+        ("figures/accuracy_vs_t_cnn3.svg", lambda held: b"", "no whole figure"),
+        ("trials.jsonl.gz", lambda held: held[:-9], "not a readable archive"),
+        ("trials.jsonl.gz", lambda held: gzip.compress(b"{}\n"), "not the record of a trial"),
+        ("verdicts.csv", lambda held: held.replace(b"not testable", b"perhaps"), "'perhaps' is no verdict; run"),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_leaves_the_page_as_it_was(results, name, change, said):
+    before = {path: path.read_bytes() for path in results.glob("*.*")}
+    (results / name).write_bytes(change((results / name).read_bytes()))
+    with pytest.raises(SkipfoldError, match=rf"^[^\n]*{name}: [^\n]*{said}[^\n]*$"):
+        report.build(results)
+    assert all((results / name).read_bytes() == before[results / name] for name in ("report.html", "provenance.json"))
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(results, monkeypatch):
+    page = (results / "report.html").read_bytes()
+    monkeypatch.setattr(report.Path, "write_text", lambda path, text, **_: path.write_bytes(b"ha") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.build(results)
+    assert (results / "report.html").read_bytes() == page and not list(results.glob("*.part"))
 
 
 def test_without_verdicts_there_is_no_page(results):

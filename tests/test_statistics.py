@@ -1,13 +1,14 @@
 """Tables from records: hand-computed means, scipy's bootstrap directly, and what a stamp keeps."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from skipfold.errors import StoreError
+from skipfold.errors import DataError, StoreError
 from skipfold.replication import statistics
 
 
@@ -196,13 +197,17 @@ def test_distance_is_that_of_the_means_less_their_noise():
     assert alone == pytest.approx((6.5**0.5, np.nan, np.nan), nan_ok=True)
 
 
-@pytest.mark.parametrize("true", [0.0, 0.5, 1.5])
-def test_distance_is_as_often_in_its_interval_as_is_said(true):
-    """Ten points of five normal trials, whose means have noise of 0.45; and on the whole it is not too large."""
+@pytest.mark.parametrize("together", [0, 0.5])
+@pytest.mark.parametrize("true", [0.0, 0.6, 1.5])
+def test_distance_is_as_often_in_its_interval_as_is_said(monkeypatch, true, together):
+    """Ten points of five normal trials, whose means have noise of 0.45, of which a trial's points share a part."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
     rng = np.random.default_rng(2)
-    found = np.array([statistics.distance(rng.normal(true, size=(5, 10)), np.zeros(10)) for _ in range(60)])
-    assert np.mean((found[:, 1] <= true) & (true <= found[:, 2])) >= 0.83
-    assert (found[:, 0] ** 2).mean() == pytest.approx(true**2, abs=0.1)
+    own, shared = rng.normal(size=(60, 5, 10)), rng.normal(size=(60, 5, 1))
+    trials = true + (1 - together) ** 0.5 * own + together**0.5 * shared
+    found = np.array([statistics.distance(values, np.zeros(10)) for values in trials])
+    assert np.mean((found[:, 1] <= true) & (true <= found[:, 2])) >= 0.9
+    assert (found[:, 0] ** 2).mean() == pytest.approx(true**2, abs=0.25)
 
 
 def test_spread_of_means_that_are_equal_may_be_nothing():
@@ -227,6 +232,56 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     again = statistics.read(tmp_path / "table.csv")
     pd.testing.assert_frame_equal(again[["t", "epoch", "mean", "low", "high", "n"]],
                                   frame[["t", "epoch", "mean", "low", "high", "n"]], check_exact=True)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("linear_comparison", lambda text: b"", "cannot be read (No columns to parse from file); delete it"),
+        ("linear_comparison", lambda text: b"\xff\xfe\x00\n", "cannot be read ('utf-8' codec"),
+        ("linear_comparison", lambda text: text[:-20], "its last line is cut off"),
+        ("linear_comparison", lambda text: text[: text.index(b"\n") + 1], "no rows; delete it"),
+        ("linear_comparison", lambda text: text.replace(b",mean,", b",meen,"), "column mean is missing"),
+        ("linear_comparison", lambda text: text.replace(b",0.25,", b",o.25,"), "column mean holds 'o.25', which is no"),
+        ("linear_comparison", lambda text: text.replace(b",0.25,", b",,"), "column mean has an empty cell"),
+        ("accuracy_vs_t_cnn3_trials", lambda text: b"a\n1\n", "(rule accuracy_vs_t)"),
+        ("savings", lambda text: b"", "(rule timing)"),
+        ("verdicts", lambda text: b"", "(rule judge_claims)"),
+    ],
+)
+def test_a_damaged_table_is_one_line_that_says_what_makes_it_again(tmp_path, name, damage, said):
+    path = tmp_path / f"{name}.csv"
+    statistics.write(statistics.aggregate(statistics.tidy([record(accuracies=(0.1, 0.25))])), path)
+    assert name != "linear_comparison" or len(statistics.read(path))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError) as error:
+        statistics.read(path)
+    assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("samples", "said"), [("1.5 2 3e-05", None), ("1.5 x", "holds '1.5 x'"), ("", "empty cell")])
+def test_samples_of_a_timing_are_numbers(tmp_path, samples, said):
+    columns = [name.strip("*") for name in statistics.NEEDED["timing"].split()]
+    row = dict.fromkeys(columns, 1) | {"samples_us": samples}
+    statistics.write(pd.DataFrame([row]), tmp_path / "timing.csv")
+    if said is None:
+        assert statistics.read(tmp_path / "timing.csv")["samples_us"].tolist() == [samples]
+    else:
+        with pytest.raises(DataError, match=said):
+            statistics.read(tmp_path / "timing.csv")
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("before")
+    with pytest.raises(RuntimeError):
+        statistics.write(SimpleNamespace(to_csv=_half), path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def _half(path, index):
+    path.write_text("ha")
+    raise RuntimeError
 
 
 def test_certificates_hold_the_collapsed_and_the_refused():

@@ -78,7 +78,15 @@ def test_packed_records_are_unpacked_elsewhere(store, tmp_path):
     assert again.read_bytes() == archive.read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"no record", mtime=0)], ids=["no gzip", "no record"])
+BAD_ARCHIVES = {
+    "no gzip": b"no gzip",
+    "no record": gzip.compress(b"no record", mtime=0),
+    "cut": gzip.compress(b"{}" * 99, mtime=0)[:-9],
+    "overwritten": gzip.compress(bytes(range(256)), mtime=0)[:10] + b"\xff" * 99,
+}
+
+
+@pytest.mark.parametrize("content", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
 def test_an_unreadable_archive_is_one_line(store, tmp_path, content):
     (tmp_path / "bad.gz").write_bytes(content)
     with pytest.raises(StoreError, match=r"bad\.gz: not a readable archive .* pack it again"):

@@ -133,6 +133,13 @@ def test_damaged_files_are_found_and_hide_no_other(results):
     assert sorted(told) == sorted(damaged) and any("has changed since it was built" in line for line in found)
 
 
+def test_a_removed_table_of_verdicts_is_found_and_hides_no_other(results):
+    (results / "verdicts.csv").unlink()
+    (results / "figures" / "linear_comparison.svg").unlink()
+    found = problems(results)
+    assert "verdicts.csv is missing" in found and "report.html: figures/linear_comparison.svg is missing" in found
+
+
 def test_no_page_is_said(tmp_path):
     assert verify.check(tmp_path) == [f"{tmp_path}: report.html is missing"]
 

@@ -11,8 +11,8 @@ import pandas as pd
 import yaml
 
 from skipfold.errors import ConfigError
-from skipfold.replication import statistics
-from skipfold.replication.config import root
+from skipfold.keys import UNREADABLE
+from skipfold.replication import config, statistics
 from skipfold.replication.provenance import STAMP
 
 REPRODUCED = "reproduced"
@@ -22,6 +22,9 @@ NOT_TESTABLE = "not testable"
 NOT_JUDGED = "not judged at this tier"
 JUDGED = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
 VERDICTS = (*JUDGED, NOT_TESTABLE, NOT_JUDGED)
+
+ROUNDING = 1e-12
+"""Of a mean of accuracies and of a limit, which are both multiples of the share of one image."""
 
 BOOTSTRAP = "95 % bootstrap"
 OF_MEDIAN = "95 % of the median"
@@ -77,12 +80,16 @@ class NotRun(Exception):
 def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The claims, checked against workflow/schemas/claims.schema.yaml; `path` None takes config/claims.yaml.
 
-    Raises ConfigError on a claim that does not fit the schema, on an id that is given twice, and unless one check of
-    each claim is `central`.
+    Raises ConfigError on what is no YAML, on a claim that does not fit the schema, on an id that is given twice, and
+    unless one check of each claim is `central`.
     """
-    path = Path(path or root() / "config" / "claims.yaml")
-    content = yaml.safe_load(path.read_text())
-    schema = yaml.safe_load((root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
+    path = Path(path or config.root() / "config" / "claims.yaml")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, *UNREADABLE) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read ({said}); correct it, or `git checkout` it") from error
+    schema = yaml.safe_load((config.root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
     if error:
         raise ConfigError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message}; see its schema")
@@ -177,8 +184,8 @@ def _otherwise(check: dict[str, Any], split: str, tables: Tables) -> Finding | N
 
 
 def accepted(check: dict[str, Any]) -> tuple[float, float]:
-    """The least and the largest value that counts as reproduced."""
-    published, tolerance = check["published"], check["tolerance"]
+    """The least and the largest value that counts as reproduced: a value on the limit does, however it is rounded."""
+    published, tolerance = check["published"], check["tolerance"] + ROUNDING
     low, high = published if isinstance(published, list) else (published, published)
     least = -math.inf if check["relation"] == "at_most" else low - tolerance
     return least, math.inf if check["relation"] == "at_least" else high + tolerance
@@ -198,7 +205,10 @@ def limit(check: dict[str, Any]) -> str:
 
 
 class Points(NamedTuple):
-    """Accuracies [trials, points] with the rows they came from, and (arm, t, epoch) of each point."""
+    """Accuracies [trials, points] with the rows they came from, and (arm, t, epoch) of each point.
+
+    Where an arm has fewer trials than another, its values end in not a number.
+    """
 
     values: np.ndarray
     rows: pd.DataFrame
@@ -268,14 +278,20 @@ def _finding(
     points: Points, statistic: Callable[[np.ndarray], np.ndarray], theirs: np.ndarray | None = None
 ) -> Finding:
     """`statistic` of our means, and in the remark of the published points `theirs` where all of them are."""
-    low, high = statistics.interval(points.values, lambda trials: statistic(trials.mean(axis=-2)), points.keys["arm"])
-    value = float(statistic(points.values.mean(axis=0)))
+
+    def of_means(trials: np.ndarray) -> np.ndarray:
+        return statistic(np.nanmean(trials, axis=-2))
+
+    low, high = statistics.interval(points.values, of_means, points.keys["arm"])
     remark = "" if theirs is None or np.isnan(theirs).any() else f"published at the same t {statistic(theirs):.5f}"
-    return Finding(value, low, high, BOOTSTRAP, len(points.values), points.rows, remark)
+    fewest = int(np.isfinite(points.values).sum(axis=0).min())
+    return Finding(float(of_means(points.values)), low, high, BOOTSTRAP, fewest, points.rows, remark)
 
 
 def _theirs(check: dict[str, Any], points: Points) -> np.ndarray:
     """The published value of each of our `points`, not a number where there is none."""
+    if not config.published(check["experiment"]).is_file():
+        return np.full(len(points.keys), np.nan)
     theirs = statistics.published(check["experiment"])
     theirs = theirs[theirs["split"] == ("train" if check["measure"]["of"].get("split") == "train" else "val")]
     known = {_key(row.arm, row.t, row.epoch): row.mean for row in theirs.itertuples(index=False)}
@@ -312,10 +328,10 @@ def _range(check: dict[str, Any], tables: Tables) -> Finding:
 def _difference(check: dict[str, Any], tables: Tables) -> Finding:
     """Mean of one selection less that of another."""
     of, minus = (_points(check, check["measure"][key], tables) for key in ("of", "minus"))
-    trials = min(len(of.values), len(minus.values))
-    both = np.hstack([of.values[:trials], minus.values[:trials]])
+    # Fills up the one with fewer trials.
+    both = pd.concat([pd.DataFrame(of.values), pd.DataFrame(minus.values)], axis=1)
     width = of.values.shape[1]
-    points = Points(both, pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
+    points = Points(both.to_numpy(), pd.concat([of.rows, minus.rows]), pd.concat([of.keys, minus.keys]))
 
     def difference(means: np.ndarray) -> np.ndarray:
         return means[..., :width].mean(axis=-1) - means[..., width:].mean(axis=-1)

@@ -18,6 +18,8 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.markers import CARETDOWN
 
+from skipfold.errors import StoreError
+from skipfold.files import written
 from skipfold.replication import statistics
 
 BLUE, ORANGE, GREEN, PURPLE, LIGHT_BLUE = "#0b3c6f", "#c2571a", "#2b7d6c", "#6b4a9e", "#4f86c0"
@@ -382,6 +384,9 @@ def timing(frame: pd.DataFrame, published: tuple[float, float] | None = None) ->
                 axes.set_title(f"batch {batch}")
                 axes.set_yticks(range(len(names)), [timing_label(*name) for name in names], fontsize=9)
                 axes.set_ylim(len(names) - 0.4, -0.6)
+                axes.grid(axis="y", visible=False)
+                for row in range(0, len(names), 2):  # else it is hard to say to which row a mark between two belongs
+                    axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", zorder=0)
                 axes.set_xlabel(quantity)
                 if quantity == SAVED:
                     if axes is not block[0]:
@@ -430,7 +435,7 @@ def _band(axes: Axes, names: list[tuple[str, str]], published: tuple[float, floa
     low, high = (100 * share for share in published)
     rows = [row for row, (_, variant) in enumerate(names) if variant == "skips_removed"]
     label = f"published, of eager alone, on a GPU: {low:g} to {high:g} %"
-    return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#dddddd", zorder=0.5, label=label)}
+    return {label: axes.barh(rows, high - low, left=low, height=0.8, color="#cccccc", zorder=0.5, label=label)}
 
 
 def roofline(frame: pd.DataFrame) -> Figure:
@@ -589,12 +594,12 @@ def option_label(assumption: str, text: str) -> str:
 def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     """Write `path` with .svg and .png added, the same bytes each time; gives both paths.
 
-    `path` comes without a suffix; a dot in its name is kept.
+    `path` comes without a suffix; a dot in its name is kept. Raises StoreError where they cannot be written.
     """
-    with styled():
-        svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
-        figure.savefig(svg, metadata={"Date": None})
-        figure.savefig(png, metadata={"Software": None})
+    svg, png = (Path(f"{path}.{suffix}") for suffix in ("svg", "png"))
+    for place, dateless in ((svg, {"Date": None}), (png, {"Software": None})):
+        with styled(), written(place, StoreError) as part:
+            figure.savefig(part, format=place.suffix[1:], metadata=dateless)
     return svg, png
 
 

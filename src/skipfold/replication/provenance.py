@@ -108,7 +108,7 @@ def checksums(results: str | Path) -> dict[str, str]:
     """SHA-256 of every file behind the page, by its path relative to it: tables, figures, verdicts, published
     points, and SOURCES."""
     results = Path(results)
-    files = [results / "verdicts.csv", *sorted((results / "tables").glob("*.csv"))]
+    files = [*results.glob("verdicts.csv"), *sorted((results / "tables").glob("*.csv"))]
     files += [path for path in sorted((results / "figures").glob("*")) if path.suffix in (".svg", ".png")]
     found = {path.relative_to(results).as_posix(): path for path in files}
     files = [*sorted(published_folder().glob("*.csv")), *(root() / name for name in SOURCES)]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from skipfold.errors import ConfigError
+from skipfold.errors import ConfigError, DataError, StoreError
+from skipfold.files import written
 from skipfold.replication import claims, figures, statistics
 from skipfold.replication.config import files, published_folder, root
 from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
@@ -26,7 +27,8 @@ MEASURED = ("timing", "roofline", "sensitivity")
 TIERS = {
     "smoke": "A trial run of every part on scikit-learn's small digits; its numbers say nothing about the paper.",
     "quick": "What is cheap ran with the published protocol and is judged; the ResNets are in small and shown only.",
-    "long": "The published protocol on a CPU, with t in steps of 0.1.",
+    "long": "The published protocol on a CPU, with t in steps of 0.1. Small networks were given 15 trials after five "
+    "left checks open, which their intervals do not know.",
     "paper": "The published protocol in full.",
 }
 
@@ -102,7 +104,8 @@ def build(results: str | Path) -> Path:
     """Write report.html and provenance.json under `results` (results/<tier>); gives the page's path.
 
     Needs only tables and verdicts.csv, so a tier without some experiments or without a GPU gets its page too. Raises
-    ConfigError where nothing ran, and where the verdicts are not those of config/claims.yaml.
+    ConfigError where nothing ran, and where the verdicts are not those of config/claims.yaml; DataError or StoreError
+    where a table, a figure or the packed records are damaged, or the page cannot be written.
     """
     results = Path(results)
     tables = statistics.tables(results)
@@ -111,7 +114,6 @@ def build(results: str | Path) -> Path:
     held = claims.load()
     verdicts = _verdicts(results, held)
     provenance = _provenance(results, tables)
-    (results / "provenance.json").write_text(json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -119,9 +121,11 @@ def build(results: str | Path) -> Path:
         css=(TEMPLATES / "report.css").read_text(),
         **_page(results, tables, held, verdicts, provenance),
     )
-    path = results / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    texts = {"provenance.json": json.dumps(provenance, indent=1, ensure_ascii=False) + "\n", "report.html": page}
+    for name, text in texts.items():
+        with written(results / name, StoreError) as part:
+            part.write_text(text, encoding="utf-8")
+    return results / "report.html"
 
 
 def _verdicts(results: Path, held: list[dict[str, Any]]) -> pd.DataFrame:
@@ -133,6 +137,8 @@ def _verdicts(results: Path, held: list[dict[str, Any]]) -> pd.DataFrame:
     if list(verdicts) != list(claims.COLUMNS):
         differing = sorted(set(verdicts) ^ set(claims.COLUMNS)) or ["their order"]
         raise ConfigError(f"{path}: its columns are not those of a verdict ({', '.join(differing)}); {again}")
+    if unknown := sorted(set(verdicts["verdict"].fillna("nothing")) - set(claims.VERDICTS)):
+        raise ConfigError(f"{path}: {unknown[0]!r} is no verdict; {again}")
     wanted = [check["id"] for claim in held for check in claim["checks"]]
     if list(verdicts["id"]) != wanted:
         differing = sorted(set(verdicts["id"]) ^ set(wanted)) or ["their order"]
@@ -352,16 +358,18 @@ def _data(table: pd.DataFrame) -> str:
 
 
 def _figure(name: str, tables: dict[str, pd.DataFrame], results: Path) -> dict[str, Any]:
-    svg = (results / "figures" / f"{name}.svg").read_text()
-    width, height = (
-        round(float(x) * 4 / 3) for x in re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()
-    )
+    path = results / "figures" / f"{name}.svg"
+    svg = path.read_bytes()
+    size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
+    if not size or not svg.rstrip().endswith(b"</svg>"):
+        raise DataError(f"{path}: no whole figure; {statistics.again(path)}")
+    width, height = (round(float(x) * 4 / 3) for x in size.groups())
     return {
         "name": name,
         "title": _title(name),
         "caption": caption(name),
         "alt": _alt(name, tables.get(name)),
-        "source": "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(),
+        "source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
         "width": width,
         "height": height,
         "links": _experiment_links(results, name),
@@ -423,7 +431,7 @@ def _savings(table: pd.DataFrame) -> list[tuple]:
         (
             figures.timing_label(row.network, row.variant),
             row.batch,
-            PRECISIONS[row.precision],
+            PRECISIONS.get(row.precision, row.precision),
             "–" if pd.isna(row.eager_saved) else _saved(row.eager_saved, row.eager_saved_low, row.eager_saved_high),
             "–" if pd.isna(row.before_us) else _fastest(row.before_variant, row.before_runtime, row.before_us),
             _fastest(row.variant, row.after_runtime, row.after_us),
@@ -462,7 +470,8 @@ def _timing_table(table: pd.DataFrame, batch: int, measure: str) -> dict[str, An
 
 
 def _runtimes(table: pd.DataFrame) -> list[tuple]:
-    return [(row.runtime, PRECISIONS[row.precision], row.remark) for row in table.dropna(subset="remark").itertuples()]
+    told = table.dropna(subset="remark").replace({"precision": PRECISIONS})
+    return list(told[["runtime", "precision", "remark"]].itertuples(index=False, name=None))
 
 
 def _roofline(table: pd.DataFrame, results: Path) -> dict[str, Any]:
@@ -620,8 +629,7 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
     """What the page, its tables and its records came from, as plain JSON values."""
     stamps = statistics.stamp(pd.concat(tables.values()))
     found: dict[str, Any] = {"tier": stamps["tier"] or results.name, "trials": 0, "seconds_of_training": 0.0}
-    archive = results / "trials.jsonl.gz"
-    records = read_archive(archive) if archive.is_file() else []
+    records = _records(results / "trials.jsonl.gz")
     found["trials"] = len(records) or len(set().union(*_digests(tables)))
     found["seconds_of_training"] = round(sum(epoch["seconds"] for record in records for epoch in record["epochs"]), 1)
     found["precision"] = statistics.join(map(_precision, records))
@@ -640,6 +648,14 @@ def _provenance(results: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any
         path = root() / name
         found[f"sha256 of {name}"] = sha256(path) if path.is_file() else "no such file"
     return found
+
+
+def _records(archive: Path) -> list[dict[str, Any]]:
+    """The packed records; raises StoreError on what is none."""
+    records = read_archive(archive) if archive.is_file() else []
+    if not all(isinstance(record, dict) and {"trial", "epochs", "provenance"} <= set(record) for record in records):
+        raise StoreError(f"{archive}: a line is not the record of a trial; delete it, and pack it again")
+    return records
 
 
 def _precision(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import tempfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def read_archive(archive: str | Path) -> list[Record]:
     try:
         lines = gzip.decompress(Path(archive).read_bytes()).decode().splitlines()
         return [json.loads(line) for line in lines]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise StoreError(f"{archive}: not a readable archive of records ({error}); pack it again") from error
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from skipfold.errors import SkipfoldError, StoreError, VerificationError
+from skipfold.errors import DataError, SkipfoldError, StoreError, VerificationError
 from skipfold.replication import claims, config, experiments, provenance, statistics
 from skipfold.replication.store import read_archive
 from skipfold.replication.trial import Trial
@@ -43,7 +43,7 @@ def check(results: str | Path, settings: config.Config | None = None) -> list[st
     results = Path(results)
     if not (results / "report.html").is_file():
         return [f"{results}: report.html is missing"]
-    problems = list(_published())
+    problems = list(_told(str(PUBLISHED_SHA256), _published()))
     try:
         settings = settings or config.load(results.name)
     except SkipfoldError as error:
@@ -64,7 +64,7 @@ def _told(name: str, problems: Iterable[str]) -> Iterator[str]:
     """`problems`, and as one more that they cannot be found because of what the file `name` holds."""
     try:
         yield from problems
-    except (SkipfoldError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (SkipfoldError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         yield f"{name}: cannot be checked ({type(error).__name__}: {first_line(error)})"
 
 
@@ -146,8 +146,8 @@ def _differences(path: Path, wanted: pd.DataFrame, source: str) -> Iterator[str]
         return
     try:
         held = statistics.read(path)
-    except ValueError as error:
-        yield f"{name}: cannot be read ({first_line(error)})"
+    except DataError as error:
+        yield f"{name}: cannot be read ({error})"
         return
     if list(held.columns) != list(wanted.columns):
         yield f"{name}: its columns are not those computed from {source}"
