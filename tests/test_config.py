@@ -1,10 +1,14 @@
 """config: tiers, overrides, and every bad value refused in one line."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
 import yaml
+from torch import nn
 
+from skipfold import networks
 from skipfold.errors import ConfigError
 from skipfold.keys import get, parse, put, render, typed
 from skipfold.replication import config, experiments
@@ -101,14 +105,32 @@ def test_a_tier_that_extends_another_differs_where_it_says_so():
     assert quick["networks"] == long["networks"] == paper["networks"]
 
 
-@pytest.mark.parametrize("base", ["long", "smoke", "pages"])
-def test_a_tier_can_extend_larger_ones_alone(tmp_path, monkeypatch, base):
-    folder = tmp_path / "config"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("tier: long\n")
-    (folder / "long.yaml").write_text(f"extends: {base}\n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"config/long.yaml: extends: '{base}' given; allowed is .*: paper"):
+def place(folder, monkeypatch, **tiers):
+    """The current folder becomes one whose config/ has such tiers beside ours."""
+    shutil.copytree(config.root() / "config", folder / "config")
+    for name in ("workflow", "results"):
+        (folder / name).symlink_to(config.root() / name)
+    for tier, text in tiers.items():
+        (folder / "config" / f"{tier}.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+
+
+def test_another_tier_is_a_file_and_leaves_out_what_is_null(tmp_path, monkeypatch):
+    own = "extends: smoke\ntrials: 3\nexperiments: {schedule_comparison: null, accuracy_vs_t_cnn3: {t: [1]}}\n"
+    place(tmp_path, monkeypatch, mine=own)
+    loaded, smoke = config.load("mine"), config.load("smoke")
+    assert config.files("mine") == [f"config/{name}.yaml" for name in ("config", "paper", "smoke", "mine")]
+    assert config.resolve_tier("mine")[1] == "tier mine (asked for); it is what config/mine.yaml says"
+    assert set(loaded["experiments"]) == set(smoke["experiments"]) - {"schedule_comparison"}
+    assert (loaded["trials"], loaded["batch_size"], loaded["data"]) == (3, 64, "digits")
+    assert loaded["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "t": [1]}
+
+
+@pytest.mark.parametrize("base", ["long", "quick", "pages", "claims"])
+def test_a_tier_cannot_extend_itself_nor_what_is_none(tmp_path, monkeypatch, base):
+    place(tmp_path, monkeypatch, long=f"extends: {base}\n")
+    said = "config/(long|quick).yaml: extends: '(.*)' given; allowed is a tier that does not extend this one: smoke, "
+    with pytest.raises(ConfigError, match=said):
         config.load("long")
 
 

@@ -102,11 +102,11 @@ def published(*experiments):
 def overrides(*experiments):
     """Keys of the command line that a job on `experiments` hangs on: one that was run without them is run again."""
     shared = {key: value for key, value in GIVEN.items() if key not in ("shards", "experiments")}
-    # The guesses are scored by the trials of every experiment.
+    # The guesses are scored by the trials of every experiment; one that is null is none of this run's.
     own = {
         name: keys
         for name, keys in GIVEN.get("experiments", {}).items()
-        if name in experiments or "sensitivity" in experiments
+        if name in experiments or "sensitivity" in experiments or keys is None
     }
     return shared | ({"experiments": own} if own else {})
 
