@@ -85,8 +85,36 @@ def test_networks_and_schedules_are_those_of_the_core():
         config.load("smoke", parse([*own, scored]))
 
 
+class Adds(nn.Module):
+    def __init__(self, t: float = 0.5, width: int = 4, last: int = 10):
+        super().__init__()
+        self.first, self.last = nn.Linear(784, width), nn.Linear(width, last)
+
+    def forward(self, x):
+        y = self.first(x.flatten(1))
+        return self.last(y + y.relu())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("{width: four}", "network adds: {'width': 'four'} given, which cannot be built and run (TypeError: "),
+        ("{last: 9}", "network adds: gives (1, 9) for one image; allowed is (1, 10)"),
+        ("{}", "network adds: its builder takes t, but no addition of it has a strength; add with"),
+    ],
+)
+def test_a_network_of_one_s_own_is_tried_before_anything_is_trained(monkeypatch, options, named):
+    monkeypatch.setitem(networks.NETWORKS, "adds", Adds)
+    monkeypatch.setattr(config, "_validator", config._validator.__wrapped__)
+    monkeypatch.setattr(config, "_build", config._build.__wrapped__)
+    monkeypatch.setattr(experiments, "names", lambda _: ["accuracy_vs_t_adds"])
+    with pytest.raises(ConfigError) as caught:
+        config.load("smoke", parse(["experiments.accuracy_vs_t_adds={epochs: 1, t: [0]}", f"networks.adds={options}"]))
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_unknown_tier_is_refused():
-    with pytest.raises(ConfigError, match="smoke, quick, long, paper or auto"):
+    with pytest.raises(ConfigError, match=r"smoke, quick, long, paper, auto, or a new one: write config/huge.yaml"):
         config.load("huge")
 
 

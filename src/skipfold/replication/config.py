@@ -216,24 +216,45 @@ def _check(config: Config) -> None:
             raise ConfigError(f"config: sensitivity.assumptions: {figure} has no published points, which score options")
         for value in assumption["alternatives"]:
             _check_schema(put(config, assumption["key"], value))
-    trials = [trial for name in experiments.names(config) for trial in experiments.trials(config, name)]
-    built = {(trial.network, json.dumps(trial.options)): trial for trial in trials if trial.options}
-    for trial in built.values():
-        _build(trial.network, trial.options)
+    wanted = {name: experiments.trials(config, name) for name in experiments.names(config)}
+    for name, trials in wanted.items():
+        for trial in trials:
+            has_t = _build(trial.network, json.dumps(trial.options))
+            if name in config["experiments"] and not has_t:
+                raise ConfigError(
+                    f"network {trial.network}: its builder takes t, but no addition of it has a strength; add with "
+                    "skipfold.homotopy.Skip"
+                )
 
 
-def _build(network: str, options: dict[str, Any]) -> None:
-    """Raise ConfigError where there is no such network, or none that this machine could hold."""
+@functools.cache
+def _build(network: str, options: str) -> bool:
+    """Whether the network with these options, as JSON, can be given t where its builder takes it.
+
+    Raises ConfigError where there is no such network, none that gives logits, or none that this machine could hold.
+    """
+    import torch
+
     from skipfold import networks
+    from skipfold.homotopy import skips
     from skipfold.subject import first_line
 
+    given = json.loads(options)
     try:
-        networks.build(network, options)
-    except Exception as error:
-        if not is_too_large(error):
-            raise
-        said = f"{options} given, which does not fit into memory ({first_line(error)})"
-        raise ConfigError(f"network {network}: {said}; smaller sizes are allowed") from error
+        model = networks.build(network, given)
+        with torch.no_grad():
+            shape = tuple(model.eval()(torch.zeros(1, *networks.INPUT_SHAPE)).shape)
+    except SkipfoldError:
+        raise
+    except Exception as error:  # which a builder of one's own may raise of any kind
+        if is_too_large(error):
+            said = f"does not fit into memory ({first_line(error)}); smaller sizes are allowed"
+        else:
+            said = f"cannot be built and run ({type(error).__name__}: {first_line(error)}); see its builder"
+        raise ConfigError(f"network {network}: {given} given, which {said}") from error
+    if shape != (1, networks.CLASSES):
+        raise ConfigError(f"network {network}: gives {shape} for one image; allowed is {(1, networks.CLASSES)}")
+    return bool(skips(model)) or "t" not in networks.option_names(network)
 
 
 def _check_schema(config: Config) -> None:
