@@ -1,13 +1,15 @@
 # Defines the checked configuration, the paths, and the helpers that the rules share.
 
 import ast
+import re
 import shlex
 import sys
 from pathlib import Path
 
-import skipfold.replication.config
 import skipfold.files
 import skipfold.keys
+import skipfold.replication.claims
+import skipfold.replication.config
 import skipfold.replication.records
 import torch
 import yaml
@@ -47,6 +49,10 @@ FIGURES = expand(
     name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"],
     suffix=["svg", "png"],
 )
+CAPTIONS = expand(
+    "workflow/report/{name}.rst",
+    name={re.sub("^accuracy_vs_t_.*", "accuracy_vs_t", Path(figure).stem) for figure in FIGURES},
+)
 OF_LINEAR = ["certificates", "ceiling"] if "linear_comparison" in EXPERIMENTS else []
 TABLES = expand(
     f"{RESULTS}/tables/{{name}}.csv",
@@ -77,7 +83,7 @@ def with_imports(*modules):
 CONFIG_FILES = or_exit(skipfold.replication.config.files, TIER)
 TRAINING = CONFIG_FILES + with_imports("records")
 SHOWING = CONFIG_FILES + sources("figures", "statistics", "study") + ["src/skipfold/skipfold.mplstyle"]
-PAGE = sorted(map(str, [*Path("workflow/report").glob("*.rst"), *Path("src/skipfold/replication/templates").iterdir()]))
+PAGE = sorted([*CAPTIONS, *map(str, Path("src/skipfold/replication/templates").iterdir())])
 
 
 wildcard_constraints:
@@ -129,6 +135,8 @@ def trains(workflow):
 
 
 def check_before_training(workflow):
-    """One line and no job where data, device or folders are missing; other machines check their own device."""
+    """One line and no job where data, device or folders are missing, or a claim cannot be judged; other machines check
+    their own device."""
     if trains(workflow):
+        or_exit(skipfold.replication.claims.load)
         or_exit(skipfold.replication.records.check, SETTINGS, workflow.local_exec)
