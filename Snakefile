@@ -33,21 +33,29 @@ rule reproduce:
         FIGURES,
         TABLES,
         NOTEBOOKS,
+    message:
+        "{RESULTS} is complete; the page to read is {RESULTS}/report.html"
 
 
 rule figures:
     input:
         FIGURES,
+    message:
+        "The figures are in {RESULTS}/figures"
 
 
 rule tables:
     input:
         TABLES,
+    message:
+        "The tables are in {RESULTS}/tables"
 
 
 rule report:
     input:
         rules.build_report.output,
+    message:
+        "The page to read is {RESULTS}/report.html"
 
 
 onstart:
