@@ -44,9 +44,10 @@ RESULTS = f"{SETTINGS['results']}/{TIER}"
 LOGS = f"logs/{TIER}"
 EXPERIMENTS = list(SETTINGS["experiments"])
 MODELS = [name.removeprefix("accuracy_vs_t_") for name in EXPERIMENTS if name.startswith("accuracy_vs_t_")]
+SCORED = ["sensitivity"] if SETTINGS["sensitivity"]["assumptions"] else []
 FIGURES = expand(
     f"{RESULTS}/figures/{{name}}.{{suffix}}",
-    name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"],
+    name=[*EXPERIMENTS, "timing", "roofline", *SCORED],
     suffix=["svg", "png"],
 )
 CAPTIONS = expand(
@@ -56,9 +57,9 @@ CAPTIONS = expand(
 OF_LINEAR = ["certificates", "ceiling"] if "linear_comparison" in EXPERIMENTS else []
 TABLES = expand(
     f"{RESULTS}/tables/{{name}}.csv",
-    name=[*EXPERIMENTS, *OF_LINEAR, "timing", "runtimes", "savings", "roofline", "sensitivity"],
+    name=[*EXPERIMENTS, *OF_LINEAR, "timing", "runtimes", "savings", "roofline", *SCORED],
 ) + expand(f"{RESULTS}/tables/{{name}}_trials.csv", name=EXPERIMENTS)
-NOTEBOOKS = expand(f"{RESULTS}/notebooks/{{name}}.ipynb", name=[*EXPERIMENTS, "timing", "sensitivity"])
+NOTEBOOKS = expand(f"{RESULTS}/notebooks/{{name}}.ipynb", name=[*EXPERIMENTS, "timing", *SCORED])
 
 
 def sources(*modules):

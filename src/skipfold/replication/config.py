@@ -212,7 +212,12 @@ def _check(config: Config) -> None:
         )
     for assumption in config["sensitivity"]["assumptions"]:
         figure = assumption["figure"]
-        if figure in config["experiments"] and not published(figure).is_file():
+        if figure not in config["experiments"]:
+            raise ConfigError(
+                f"config: sensitivity.assumptions: figure: {figure!r} given, which this tier does not have; take that "
+                f"assumption out too, or choose one of {', '.join(config['experiments'])}"
+            )
+        if not published(figure).is_file():
             raise ConfigError(f"config: sensitivity.assumptions: {figure} has no published points, which score options")
         for value in assumption["alternatives"]:
             _check_schema(put(config, assumption["key"], value))
