@@ -26,6 +26,7 @@ localrules:
 
 
 rule reproduce:
+    """Everything: trials, figures, tables, verdicts, report."""
     default_target: True
     input:
         rules.build_report.output,
@@ -38,6 +39,7 @@ rule reproduce:
 
 
 rule figures:
+    """Every figure."""
     input:
         FIGURES,
     message:
@@ -45,6 +47,7 @@ rule figures:
 
 
 rule tables:
+    """Every table."""
     input:
         TABLES,
     message:
@@ -52,6 +55,7 @@ rule tables:
 
 
 rule report:
+    """The page that a reviewer reads, and what it shows."""
     input:
         rules.build_report.output,
     message:

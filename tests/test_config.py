@@ -1,5 +1,6 @@
 """config: tiers, overrides, and every bad value refused in one line."""
 
+import re
 import shutil
 
 import pandas as pd
@@ -144,14 +145,15 @@ def place(folder, monkeypatch, **tiers):
 
 
 def test_another_tier_is_a_file_and_leaves_out_what_is_null(tmp_path, monkeypatch):
-    own = "extends: smoke\ntrials: 3\nexperiments: {schedule_comparison: null, accuracy_vs_t_cnn3: {t: [1]}}\n"
+    """That of config/README.md."""
+    (own,) = re.findall(r"```yaml\n(.*?)```", (config.root() / "config" / "README.md").read_text(), re.DOTALL)
     place(tmp_path, monkeypatch, mine=own)
-    loaded, smoke = config.load("mine"), config.load("smoke")
-    assert config.files("mine") == [f"config/{name}.yaml" for name in ("config", "paper", "smoke", "mine")]
+    loaded, quick = config.load("mine"), config.load("quick")
+    assert config.files("mine") == [f"config/{name}.yaml" for name in ("config", "paper", "long", "quick", "mine")]
     assert config.resolve_tier("mine")[1] == "tier mine (asked for); it is what config/mine.yaml says"
-    assert set(loaded["experiments"]) == set(smoke["experiments"]) - {"schedule_comparison"}
-    assert (loaded["trials"], loaded["batch_size"], loaded["data"]) == (3, 64, "digits")
-    assert loaded["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "t": [1]}
+    assert set(loaded["experiments"]) == set(quick["experiments"]) - {"schedule_comparison"}
+    assert (loaded["batch_size"], loaded["trials"]) == (128, quick["trials"])
+    assert loaded["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "trials": 5, "t": {"step": 0.25, "stop": 1.0}}
 
 
 @pytest.mark.parametrize("base", ["long", "quick", "pages", "claims"])
