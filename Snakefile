@@ -26,6 +26,7 @@ localrules:
 
 
 rule reproduce:
+    """Everything: trials, figures, tables, verdicts, report."""
     default_target: True
     input:
         rules.build_report.output,
@@ -33,21 +34,32 @@ rule reproduce:
         FIGURES,
         TABLES,
         NOTEBOOKS,
+    message:
+        "{RESULTS} is complete; the page to read is {RESULTS}/report.html"
 
 
 rule figures:
+    """Every figure."""
     input:
         FIGURES,
+    message:
+        "The figures are in {RESULTS}/figures"
 
 
 rule tables:
+    """Every table."""
     input:
         TABLES,
+    message:
+        "The tables are in {RESULTS}/tables"
 
 
 rule report:
+    """The page that a reviewer reads, and what it shows."""
     input:
         rules.build_report.output,
+    message:
+        "The page to read is {RESULTS}/report.html"
 
 
 onstart:

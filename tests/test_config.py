@@ -1,10 +1,15 @@
 """config: tiers, overrides, and every bad value refused in one line."""
 
+import re
+import shutil
+
 import pandas as pd
 import pytest
 import torch
 import yaml
+from torch import nn
 
+from skipfold import networks
 from skipfold.errors import ConfigError
 from skipfold.keys import get, parse, put, render, typed
 from skipfold.replication import config, experiments
@@ -81,8 +86,36 @@ def test_networks_and_schedules_are_those_of_the_core():
         config.load("smoke", parse([*own, scored]))
 
 
+class Adds(nn.Module):
+    def __init__(self, t: float = 0.5, width: int = 4, last: int = 10):
+        super().__init__()
+        self.first, self.last = nn.Linear(784, width), nn.Linear(width, last)
+
+    def forward(self, x):
+        y = self.first(x.flatten(1))
+        return self.last(y + y.relu())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("{width: four}", "network adds: {'width': 'four'} given, which cannot be built and run (TypeError: "),
+        ("{last: 9}", "network adds: gives (1, 9) for one image; allowed is (1, 10)"),
+        ("{}", "network adds: its builder takes t, but no addition of it has a strength; add with"),
+    ],
+)
+def test_a_network_of_one_s_own_is_tried_before_anything_is_trained(monkeypatch, options, named):
+    monkeypatch.setitem(networks.NETWORKS, "adds", Adds)
+    monkeypatch.setattr(config, "_validator", config._validator.__wrapped__)
+    monkeypatch.setattr(config, "_build", config._build.__wrapped__)
+    monkeypatch.setattr(experiments, "names", lambda _: ["accuracy_vs_t_adds"])
+    with pytest.raises(ConfigError) as caught:
+        config.load("smoke", parse(["experiments.accuracy_vs_t_adds={epochs: 1, t: [0]}", f"networks.adds={options}"]))
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_unknown_tier_is_refused():
-    with pytest.raises(ConfigError, match="smoke, quick, long, paper or auto"):
+    with pytest.raises(ConfigError, match=r"smoke, quick, long, paper, auto, or a new one: write config/huge.yaml"):
         config.load("huge")
 
 
@@ -101,14 +134,33 @@ def test_a_tier_that_extends_another_differs_where_it_says_so():
     assert quick["networks"] == long["networks"] == paper["networks"]
 
 
-@pytest.mark.parametrize("base", ["long", "smoke", "pages"])
-def test_a_tier_can_extend_larger_ones_alone(tmp_path, monkeypatch, base):
-    folder = tmp_path / "config"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("tier: long\n")
-    (folder / "long.yaml").write_text(f"extends: {base}\n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"config/long.yaml: extends: '{base}' given; allowed is .*: paper"):
+def place(folder, monkeypatch, **tiers):
+    """The current folder becomes one whose config/ has such tiers beside ours."""
+    shutil.copytree(config.root() / "config", folder / "config")
+    for name in ("workflow", "results"):
+        (folder / name).symlink_to(config.root() / name)
+    for tier, text in tiers.items():
+        (folder / "config" / f"{tier}.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+
+
+def test_another_tier_is_a_file_and_leaves_out_what_is_null(tmp_path, monkeypatch):
+    """That of config/README.md."""
+    (own,) = re.findall(r"```yaml\n(.*?)```", (config.root() / "config" / "README.md").read_text(), re.DOTALL)
+    place(tmp_path, monkeypatch, mine=own)
+    loaded, quick = config.load("mine"), config.load("quick")
+    assert config.files("mine") == [f"config/{name}.yaml" for name in ("config", "paper", "long", "quick", "mine")]
+    assert config.resolve_tier("mine")[1] == "tier mine (asked for); it is what config/mine.yaml says"
+    assert set(loaded["experiments"]) == set(quick["experiments"]) - {"schedule_comparison"}
+    assert (loaded["batch_size"], loaded["trials"]) == (128, quick["trials"])
+    assert loaded["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "trials": 5, "t": {"step": 0.25, "stop": 1.0}}
+
+
+@pytest.mark.parametrize("base", ["long", "quick", "pages", "claims"])
+def test_a_tier_cannot_extend_itself_nor_what_is_none(tmp_path, monkeypatch, base):
+    place(tmp_path, monkeypatch, long=f"extends: {base}\n")
+    said = "config/(long|quick).yaml: extends: '(.*)' given; allowed is a tier that does not extend this one: smoke, "
+    with pytest.raises(ConfigError, match=said):
         config.load("long")
 
 

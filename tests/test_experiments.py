@@ -53,6 +53,9 @@ def test_an_arm_has_its_own_images_and_trials():
 def test_unknown_experiment_is_refused():
     with pytest.raises(ConfigError, match="accuracy_vs_t_vgg"):
         experiments.trials(load(), "accuracy_vs_t_vgg")
+    of_no_kind = {**load(), "experiments": {"rates": {"epochs": 2}}}
+    with pytest.raises(ConfigError, match=r"'rates' has no arms; experiments.trials has to say which"):
+        experiments.trials(of_no_kind, "rates")
 
 
 def test_scheduled_arms_end_at_0_and_the_static_one_stays():

@@ -27,7 +27,12 @@ def test_published_points_are_shown_beside_their_own_network_alone(network, has)
 
 
 def test_there_is_one_for_every_study():
-    assert {path.stem for path in NOTEBOOKS} == set(study.PARAMETERS) == set(study.STUDIES)
+    assert {path.stem for path in NOTEBOOKS} == set(study.STUDIES)
+
+
+def test_a_notebook_that_nothing_is_known_of_is_refused():
+    with pytest.raises(ConfigError, match=r"notebook: 'rates' given; allowed are those of .*STUDIES"):
+        study.run("rates", {"tier": "smoke"})
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -45,7 +50,7 @@ def test_its_parameters_are_the_core_s(path):
     namespace = {}
     exec("".join(first["source"]), namespace)
     del namespace["__builtins__"]
-    assert sorted(namespace) == sorted(study.PARAMETERS[path.stem])
+    assert sorted(namespace) == sorted(study.STUDIES[path.stem].parameters)
 
 
 BAD = [
@@ -71,14 +76,14 @@ BAD = [
 
 @pytest.mark.parametrize(("parameters", "named"), BAD, ids=lambda value: str(value))
 def test_bad_parameters_are_refused_before_anything_runs(monkeypatch, parameters, named):
-    monkeypatch.setattr(study, "STUDIES", {})
+    monkeypatch.setattr(study, "records", None)
     with pytest.raises(ConfigError) as caught:
         study.run("accuracy_vs_t", {"tier": "smoke", "model": "cnn3", **parameters})
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_results_that_cannot_be_written_are_refused_before_anything_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr(study, "STUDIES", {})
+    monkeypatch.setattr(study, "times", None)
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="writable folder"):
         study.run("timing", {"tier": "smoke", "results": str(tmp_path / "file")})

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from skipfold import schedules
 from skipfold.errors import ConfigError
 from skipfold.replication.trial import Optimizer, Trial
 
@@ -62,3 +63,10 @@ def test_a_description_gives_its_trial_back():
 def test_what_cannot_be_run_is_refused(change):
     with pytest.raises(ConfigError):
         dataclasses.replace(TRIAL, **change)
+
+
+def test_a_shape_that_leaves_0_to_1_is_refused(monkeypatch):
+    monkeypatch.setitem(schedules.SHAPES, "steep", lambda x: 3 * (1 - x))
+    assert dataclasses.replace(TRIAL, schedule="steep", t=0.3).strengths == [0.9, 0.0]
+    with pytest.raises(ConfigError, match=r"schedule 'steep': 1.5 given; a number from 0"):
+        dataclasses.replace(TRIAL, schedule="steep", t=0.5)

@@ -1,13 +1,15 @@
 # Defines the checked configuration, the paths, and the helpers that the rules share.
 
 import ast
+import re
 import shlex
 import sys
 from pathlib import Path
 
-import skipfold.replication.config
 import skipfold.files
 import skipfold.keys
+import skipfold.replication.claims
+import skipfold.replication.config
 import skipfold.replication.records
 import torch
 import yaml
@@ -42,17 +44,22 @@ RESULTS = f"{SETTINGS['results']}/{TIER}"
 LOGS = f"logs/{TIER}"
 EXPERIMENTS = list(SETTINGS["experiments"])
 MODELS = [name.removeprefix("accuracy_vs_t_") for name in EXPERIMENTS if name.startswith("accuracy_vs_t_")]
+SCORED = ["sensitivity"] if SETTINGS["sensitivity"]["assumptions"] else []
 FIGURES = expand(
     f"{RESULTS}/figures/{{name}}.{{suffix}}",
-    name=[*EXPERIMENTS, "timing", "roofline", "sensitivity"],
+    name=[*EXPERIMENTS, "timing", "roofline", *SCORED],
     suffix=["svg", "png"],
+)
+CAPTIONS = expand(
+    "workflow/report/{name}.rst",
+    name={re.sub("^accuracy_vs_t_.*", "accuracy_vs_t", Path(figure).stem) for figure in FIGURES},
 )
 OF_LINEAR = ["certificates", "ceiling"] if "linear_comparison" in EXPERIMENTS else []
 TABLES = expand(
     f"{RESULTS}/tables/{{name}}.csv",
-    name=[*EXPERIMENTS, *OF_LINEAR, "timing", "runtimes", "savings", "roofline", "sensitivity"],
+    name=[*EXPERIMENTS, *OF_LINEAR, "timing", "runtimes", "savings", "roofline", *SCORED],
 ) + expand(f"{RESULTS}/tables/{{name}}_trials.csv", name=EXPERIMENTS)
-NOTEBOOKS = expand(f"{RESULTS}/notebooks/{{name}}.ipynb", name=[*EXPERIMENTS, "timing", "sensitivity"])
+NOTEBOOKS = expand(f"{RESULTS}/notebooks/{{name}}.ipynb", name=[*EXPERIMENTS, "timing", *SCORED])
 
 
 def sources(*modules):
@@ -77,7 +84,7 @@ def with_imports(*modules):
 CONFIG_FILES = or_exit(skipfold.replication.config.files, TIER)
 TRAINING = CONFIG_FILES + with_imports("records")
 SHOWING = CONFIG_FILES + sources("figures", "statistics", "study") + ["src/skipfold/skipfold.mplstyle"]
-PAGE = sorted(map(str, [*Path("workflow/report").glob("*.rst"), *Path("src/skipfold/replication/templates").iterdir()]))
+PAGE = sorted([*CAPTIONS, *map(str, Path("src/skipfold/replication/templates").iterdir())])
 
 
 wildcard_constraints:
@@ -102,11 +109,11 @@ def published(*experiments):
 def overrides(*experiments):
     """Keys of the command line that a job on `experiments` hangs on: one that was run without them is run again."""
     shared = {key: value for key, value in GIVEN.items() if key not in ("shards", "experiments")}
-    # The guesses are scored by the trials of every experiment.
+    # The guesses are scored by the trials of every experiment; one that is null is none of this run's.
     own = {
         name: keys
         for name, keys in GIVEN.get("experiments", {}).items()
-        if name in experiments or "sensitivity" in experiments
+        if name in experiments or "sensitivity" in experiments or keys is None
     }
     return shared | ({"experiments": own} if own else {})
 
@@ -129,6 +136,8 @@ def trains(workflow):
 
 
 def check_before_training(workflow):
-    """One line and no job where data, device or folders are missing; other machines check their own device."""
+    """One line and no job where data, device or folders are missing, or a claim cannot be judged; other machines check
+    their own device."""
     if trains(workflow):
+        or_exit(skipfold.replication.claims.load)
         or_exit(skipfold.replication.records.check, SETTINGS, workflow.local_exec)

@@ -4,7 +4,6 @@
 rule time_prediction:
     """Prediction time per image of every network; alone on the machine, so that nothing else is timed."""
     input:
-        CONFIG_FILES,
         with_imports("timing", "roofline"),
     output:
         timing=f"{RESULTS}/tables/timing.csv",
@@ -19,7 +18,9 @@ rule time_prediction:
         gpu=int(ON_CUDA),
     params:
         tables=lambda wildcards, output: Path(output.timing).parent,
-        configured=configured(),
+        # What times hang on, and not the tier's whole file: with more trials nothing is timed again.
+        configured=f"--tier {TIER} --config "
+        + skipfold.keys.render({key: SETTINGS[key] for key in ("timing", "device", "threads", "store")}),
     message:
         "Timing prediction"
     shell:

@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def configured(run, name: str, text: str) -> argparse.ArgumentParser:
         added = command(run, name, text)
-        added.add_argument("--tier", help="smoke, quick, long, paper or auto; default: as config/config.yaml says")
+        added.add_argument("--tier", help="a file in config/, or auto; default: as config/config.yaml says")
         added.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="other values of keys")
         return added
 

@@ -5,14 +5,14 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
 
-from skipfold.errors import ConfigError, is_too_large
+from skipfold.errors import ConfigError, SkipfoldError, is_too_large
 from skipfold.keys import merge, put
 
 # torch takes seconds to import, and who only asks for root() does not need it: the functions that do import it.
@@ -20,7 +20,10 @@ from skipfold.keys import merge, put
 Config = dict[str, Any]
 
 TIERS = ("smoke", "quick", "long", "paper")
-"""From the cheapest to the published protocol."""
+"""From the cheapest to the published protocol; every other file in config/ is a tier of one's own."""
+
+NO_TIERS = ("config", "claims")
+"""Files in config/ that are none."""
 
 COMMON = "config/config.yaml"
 EXTENDS = "extends"
@@ -73,7 +76,7 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     if EXTENDS in (given := _read(COMMON) | overrides):
         raise ConfigError(
             f"config: {EXTENDS}: {given[EXTENDS]!r} given; only a tier's file, such as config/quick.yaml, may hold it; "
-            f"choose one of {', '.join(TIERS)} with tier"
+            f"choose one of {', '.join(tiers())} with tier"
         )
     own = overrides.pop("tier", None)
     if tier and own and own != tier:
@@ -81,22 +84,33 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     tier, _ = resolve_tier(tier or own or _read(COMMON)["tier"])
     merged = functools.reduce(merge, [*map(_read, files(tier)), overrides])
     merged.pop(EXTENDS, None)
+    if isinstance(merged.get("experiments"), Mapping):
+        # null takes away what a tier has from the one that it extends.
+        merged["experiments"] = {name: keys for name, keys in merged["experiments"].items() if keys is not None}
     return merged | {"tier": tier}
 
 
-def files(tier: str) -> list[str]:
+def tiers() -> list[str]:
+    """The names of all tiers: TIERS first, then those that were added to config/."""
+    added = sorted(path.stem for path in (root() / "config").glob("*.yaml"))
+    return [*TIERS, *(name for name in added if name not in (*TIERS, *NO_TIERS))]
+
+
+def files(tier: str, above: Sequence[str] = ()) -> list[str]:
     """The files that say what `tier` is, from the repository's root; each is overlaid by the next, key by key.
 
-    Raises ConfigError where a file extends what is not a larger tier.
+    Raises ConfigError where a file extends what is no tier, or one that extends it; `above` are those that do.
     """
     own = f"config/{tier}.yaml"
     base = _read(own).get(EXTENDS) if (root() / own).is_file() else None
     if base is None:
         return [COMMON, own]
-    larger = TIERS[TIERS.index(tier) + 1 :]
-    if base not in larger:
-        raise ConfigError(f"{own}: {EXTENDS}: {base!r} given; allowed is a larger tier: {', '.join(larger) or 'none'}")
-    return [*files(base), own]
+    allowed = [name for name in tiers() if name not in (tier, *above)]
+    if base not in allowed:
+        raise ConfigError(
+            f"{own}: {EXTENDS}: {base!r} given; allowed is a tier that does not extend this one: {', '.join(allowed)}"
+        )
+    return [*files(base, (tier, *above)), own]
 
 
 def resolve_tier(name: str) -> tuple[str, str]:
@@ -104,14 +118,18 @@ def resolve_tier(name: str) -> tuple[str, str]:
 
     Raises ConfigError on an unknown name.
     """
-    if name not in (*TIERS, "auto"):
-        raise ConfigError(f"tier: {name!r} given; {', '.join(TIERS)} or auto is allowed")
+    if name not in (allowed := [*tiers(), "auto"]):
+        raise ConfigError(
+            f"tier: {name!r} given; allowed is one of {', '.join(allowed)}, or a new one: write config/{name}.yaml"
+        )
     cuda = name == "auto" and _has_cuda()
     tier = name if name != "auto" else "paper" if cuda else "smoke"
     because = (
         f"tier: auto was asked for and {'a' if cuda else 'no'} CUDA device is there" if name == "auto" else "asked for"
     )
-    if tier == TIERS[-1]:
+    if tier not in TIERS:
+        following = f"it is what config/{tier}.yaml says"
+    elif tier == TIERS[-1]:
         following = "it is the largest; a smaller one: make reproduce TIER=quick"
     else:
         larger = TIERS[TIERS.index(tier) + 1]
@@ -194,28 +212,54 @@ def _check(config: Config) -> None:
         )
     for assumption in config["sensitivity"]["assumptions"]:
         figure = assumption["figure"]
-        if figure in config["experiments"] and not published(figure).is_file():
+        if figure not in config["experiments"]:
+            raise ConfigError(
+                f"config: sensitivity.assumptions: figure: {figure!r} given, which this tier does not have; take that "
+                f"assumption out too, or choose one of {', '.join(config['experiments'])}"
+            )
+        if not published(figure).is_file():
             raise ConfigError(f"config: sensitivity.assumptions: {figure} has no published points, which score options")
         for value in assumption["alternatives"]:
             _check_schema(put(config, assumption["key"], value))
-    trials = [trial for name in experiments.names(config) for trial in experiments.trials(config, name)]
-    built = {(trial.network, json.dumps(trial.options)): trial for trial in trials if trial.options}
-    for trial in built.values():
-        _build(trial.network, trial.options)
+    wanted = {name: experiments.trials(config, name) for name in experiments.names(config)}
+    for name, trials in wanted.items():
+        for trial in trials:
+            has_t = _build(trial.network, json.dumps(trial.options))
+            if name in config["experiments"] and not has_t:
+                raise ConfigError(
+                    f"network {trial.network}: its builder takes t, but no addition of it has a strength; add with "
+                    "skipfold.homotopy.Skip"
+                )
 
 
-def _build(network: str, options: dict[str, Any]) -> None:
-    """Raise ConfigError where there is no such network, or none that this machine could hold."""
+@functools.cache
+def _build(network: str, options: str) -> bool:
+    """Whether the network with these options, as JSON, can be given t where its builder takes it.
+
+    Raises ConfigError where there is no such network, none that gives logits, or none that this machine could hold.
+    """
+    import torch
+
     from skipfold import networks
+    from skipfold.homotopy import skips
     from skipfold.subject import first_line
 
+    given = json.loads(options)
     try:
-        networks.build(network, options)
-    except Exception as error:
-        if not is_too_large(error):
-            raise
-        said = f"{options} given, which does not fit into memory ({first_line(error)})"
-        raise ConfigError(f"network {network}: {said}; smaller sizes are allowed") from error
+        model = networks.build(network, given)
+        with torch.no_grad():
+            shape = tuple(model.eval()(torch.zeros(1, *networks.INPUT_SHAPE)).shape)
+    except SkipfoldError:
+        raise
+    except Exception as error:  # which a builder of one's own may raise of any kind
+        if is_too_large(error):
+            said = f"does not fit into memory ({first_line(error)}); smaller sizes are allowed"
+        else:
+            said = f"cannot be built and run ({type(error).__name__}: {first_line(error)}); see its builder"
+        raise ConfigError(f"network {network}: {given} given, which {said}") from error
+    if shape != (1, networks.CLASSES):
+        raise ConfigError(f"network {network}: gives {shape} for one image; allowed is {(1, networks.CLASSES)}")
+    return bool(skips(model)) or "t" not in networks.option_names(network)
 
 
 def _check_schema(config: Config) -> None:

@@ -36,7 +36,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Pa
         raise ConfigError(f"notebook: {notebook} is no notebook; name a file that Jupyter wrote") from error
     for name in parameters:
         if name not in known:
-            raise ConfigError(f"parameter: {name!r} is not one of {notebook}; allowed are {', '.join(known)}")
+            allowed = ", ".join(known) or "those of its cell with the tag `parameters`, which it lacks"
+            raise ConfigError(f"parameter: {name!r} is not one of {notebook}; allowed are {allowed}")
     log.mkdir(parents=True, exist_ok=True)
     failed = log / output.name
     # A folder of its own: notebooks of one name may run at once, of another tier or of a second run of this one.

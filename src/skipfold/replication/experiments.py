@@ -41,8 +41,10 @@ def trials(config: Mapping[str, Any], experiment: str) -> list[Trial]:
         arms = [_linear_arm(config, wanted, network) for network in wanted["arms"]]
     elif experiment == "schedule_comparison":
         arms = _schedule_arms(config, wanted)
-    else:
+    elif experiment.startswith(ACCURACY_VS_T):
         arms = _accuracy_vs_t_arms(config, wanted, experiment.removeprefix(ACCURACY_VS_T))
+    else:
+        raise ConfigError(f"experiment: {experiment!r} has no arms; experiments.trials has to say which")
     return [trial for arm in arms for trial in _arm(config, wanted, experiment, arm)]
 
 

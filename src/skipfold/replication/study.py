@@ -1,10 +1,10 @@
 """What a notebook does: parameters to configuration, trials, records, tables, figure."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -19,14 +19,7 @@ from skipfold.replication.provenance import STAMP
 from skipfold.replication.records import dataset, prepare, records
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
-PARAMETERS = {
-    "linear_comparison": COMMON,
-    "schedule_comparison": COMMON,
-    "accuracy_vs_t": ("model", "t_values", *COMMON),
-    "timing": ("tier", "device", "measured", "results", "overrides"),
-    "sensitivity": ("tier", "device", "results", "overrides"),
-}
-"""The parameters of each notebook."""
+"""Parameters of a notebook that shows an experiment."""
 
 TIMES = ("timing", "runtimes", "roofline")
 """The tables that are measured, not computed from others; a second measurement differs."""
@@ -71,13 +64,15 @@ def run(notebook: str, namespace: Mapping[str, Any]) -> Study:
     Raises ConfigError on a parameter that does not exist or has a bad value; in a notebook, as one line.
     """
     one_line_errors()
+    if notebook not in STUDIES:
+        raise ConfigError(f"notebook: {notebook!r} given; allowed are those of skipfold.replication.study.STUDIES")
     asked = parameters(notebook, namespace)
     name, settings = configure(notebook, asked)
     study = Study(name, settings, measured=_folder("measured", asked))
     results = _folder("results", asked)
     if results:
         files.writable(results)
-    STUDIES[notebook](study)
+    STUDIES[notebook].make(study)
     if results:
         study.save(results)
     return study
@@ -92,7 +87,7 @@ def _folder(name: str, asked: Mapping[str, Any]) -> Path | None:
 
 def parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters in `namespace`; raises ConfigError on another public name there that holds a plain value."""
-    allowed = PARAMETERS[notebook]
+    allowed = STUDIES[notebook].parameters
     plain = (str, int, float, list, tuple, dict, type(None))
     found = {
         name: value
@@ -278,10 +273,18 @@ def _sensitivity(study: Study) -> None:
     study.figure = figures.sensitivity(table)
 
 
+class Kind(NamedTuple):
+    """What a notebook shows: `make` gives a study its tables and its figure, `parameters` are those of the notebook."""
+
+    make: Callable[[Study], None]
+    parameters: tuple[str, ...] = COMMON
+
+
 STUDIES = {
-    "linear_comparison": _linear_comparison,
-    "schedule_comparison": _schedule_comparison,
-    "accuracy_vs_t": _accuracy_vs_t,
-    "timing": _timing,
-    "sensitivity": _sensitivity,
+    "linear_comparison": Kind(_linear_comparison),
+    "schedule_comparison": Kind(_schedule_comparison),
+    "accuracy_vs_t": Kind(_accuracy_vs_t, ("model", "t_values", *COMMON)),
+    "timing": Kind(_timing, ("tier", "device", "measured", "results", "overrides")),
+    "sensitivity": Kind(_sensitivity, ("tier", "device", "results", "overrides")),
 }
+"""By the name of the notebook."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from skipfold.errors import ConfigError, check_count
-from skipfold.schedules import strengths
+from skipfold.schedules import check_strength, strengths
 
 FORMAT = 1
 """Part of every digest; raise it when the meaning of a description changes, so that old records are not read."""
@@ -60,7 +60,8 @@ class Trial:
     precision: str = "tf32"
 
     def __post_init__(self):
-        strengths(self.schedule, self.t, self.epochs)
+        for t in self.strengths:
+            check_strength(t, f"schedule {self.schedule!r}")
         for key in ("batch_size", "train_images", "val_images"):
             if (value := getattr(self, key)) is not None:
                 check_count(value, key)
