@@ -12,7 +12,7 @@ from torch import nn
 from skipfold import networks
 from skipfold.errors import ConfigError
 from skipfold.keys import get, parse, put, render, typed
-from skipfold.replication import config, experiments
+from skipfold.replication import config, experiments, records
 
 BAD = {
     "trials=0": "trials: 0 given",
@@ -65,7 +65,7 @@ BAD = {
 @pytest.mark.parametrize("pair", BAD)
 def test_bad_values_are_refused_in_one_line(pair):
     with pytest.raises(ConfigError) as caught:
-        config.load("smoke", parse([pair]))
+        records.check(config.load("smoke", parse([pair])))
     assert BAD[pair] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -107,10 +107,11 @@ class Adds(nn.Module):
 def test_a_network_of_one_s_own_is_tried_before_anything_is_trained(monkeypatch, options, named):
     monkeypatch.setitem(networks.NETWORKS, "adds", Adds)
     monkeypatch.setattr(config, "_validator", config._validator.__wrapped__)
-    monkeypatch.setattr(config, "_build", config._build.__wrapped__)
-    monkeypatch.setattr(experiments, "names", lambda _: ["accuracy_vs_t_adds"])
+    own = ["experiments.accuracy_vs_t_adds={epochs: 1, t: [0]}", f"networks.adds={options}"]
+    settings = config.load("smoke", parse(own))
+    monkeypatch.setattr(records, "_has_t", records._has_t.__wrapped__)
     with pytest.raises(ConfigError) as caught:
-        config.load("smoke", parse(["experiments.accuracy_vs_t_adds={epochs: 1, t: [0]}", f"networks.adds={options}"]))
+        records.records(settings, "accuracy_vs_t_adds")
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from skipfold.errors import ConfigError, SkipfoldError, is_too_large
+from skipfold.errors import ConfigError
 from skipfold.keys import merge, put
 
 # torch takes seconds to import, and who only asks for root() does not need it: the functions that do import it.
@@ -221,45 +220,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"config: sensitivity.assumptions: {figure} has no published points, which score options")
         for value in assumption["alternatives"]:
             _check_schema(put(config, assumption["key"], value))
-    wanted = {name: experiments.trials(config, name) for name in experiments.names(config)}
-    for name, trials in wanted.items():
-        for trial in trials:
-            has_t = _build(trial.network, json.dumps(trial.options))
-            if name in config["experiments"] and not has_t:
-                raise ConfigError(
-                    f"network {trial.network}: its builder takes t, but no addition of it has a strength; add with "
-                    "skipfold.homotopy.Skip"
-                )
-
-
-@functools.cache
-def _build(network: str, options: str) -> bool:
-    """Whether the network with these options, as JSON, can be given t where its builder takes it.
-
-    Raises ConfigError where there is no such network, none that gives logits, or none that this machine could hold.
-    """
-    import torch
-
-    from skipfold import networks
-    from skipfold.homotopy import skips
-    from skipfold.subject import first_line
-
-    given = json.loads(options)
-    try:
-        model = networks.build(network, given)
-        with torch.no_grad():
-            shape = tuple(model.eval()(torch.zeros(1, *networks.INPUT_SHAPE)).shape)
-    except SkipfoldError:
-        raise
-    except Exception as error:  # which a builder of one's own may raise of any kind
-        if is_too_large(error):
-            said = f"does not fit into memory ({first_line(error)}); smaller sizes are allowed"
-        else:
-            said = f"cannot be built and run ({type(error).__name__}: {first_line(error)}); see its builder"
-        raise ConfigError(f"network {network}: {given} given, which {said}") from error
-    if shape != (1, networks.CLASSES):
-        raise ConfigError(f"network {network}: gives {shape} for one image; allowed is {(1, networks.CLASSES)}")
-    return bool(skips(model)) or "t" not in networks.option_names(network)
+    for name in experiments.names(config):
+        experiments.trials(config, name)
 
 
 def _check_schema(config: Config) -> None:

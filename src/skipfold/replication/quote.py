@@ -14,7 +14,7 @@ from skipfold.replication import experiments, sweep
 from skipfold.replication.config import Config
 from skipfold.replication.data import load
 from skipfold.replication.provenance import device_name
-from skipfold.replication.records import prepare
+from skipfold.replication.records import check_networks, prepare
 from skipfold.replication.store import Store
 from skipfold.replication.trial import Trial
 
@@ -88,6 +88,7 @@ def estimate(settings: Config, device: torch.device, store: Store) -> list[Row]:
     for name, trials in wanted.items():
         missing[name] = [trial for trial in trials if trial not in store and trial not in seen]
         seen.update(missing[name])
+        check_networks(name, missing[name])
     benches = {name: _benches(missing[name], device, settings) for name in wanted}
     costs = measure((bench for found in benches.values() for bench in found), device)
     for name, trials in missing.items():

@@ -1,17 +1,21 @@
 """The records of an experiment: read from the store, or trained now and stored."""
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from skipfold import files
+from skipfold import files, networks
+from skipfold.errors import ConfigError, SkipfoldError, is_too_large
+from skipfold.homotopy import skips
 from skipfold.replication import config, data, experiments, sweep
 from skipfold.replication.progress import Progress
 from skipfold.replication.store import Record, Store
 from skipfold.replication.training import resolve_device, use_device
 from skipfold.replication.trial import Trial
+from skipfold.subject import first_line
 
 
 def prepare(settings: config.Config) -> tuple[torch.device, Store]:
@@ -24,7 +28,9 @@ def records(settings: config.Config, name: str, shard: tuple[int, int] = (1, 1))
     """The records of experiment `name`, or of its i-th of n parts where `shard` is (i, n): stored or trained now."""
     device, store = prepare(settings)
     wanted = part(experiments.trials(settings, name), shard, device, settings["side_by_side"])
-    check_images(settings, [trial for trial in wanted if trial not in store])
+    missing = [trial for trial in wanted if trial not in store]
+    check_images(settings, missing)
+    check_networks(name, missing)
     found = sweep.run(
         wanted,
         store,
@@ -78,11 +84,50 @@ def check(settings: config.Config, device: bool = True) -> None:
         resolve_device(settings["device"])
     Store(config.folder(settings, "store"))
     files.writable(config.folder(settings) / settings["tier"])
-    names = experiments.names(settings)
-    check_images(settings, [trial for name in names for trial in experiments.trials(settings, name)])
+    for name in experiments.names(settings):
+        check_images(settings, experiments.trials(settings, name))
+        check_networks(name, experiments.trials(settings, name))
 
 
 def check_images(settings: config.Config, trials: Sequence[Trial]) -> None:
     """Raise DataError or ConfigError if the images of any of `trials` are not there."""
     for trial in {(trial.data, trial.train_images, trial.val_images): trial for trial in trials}.values():
         images(settings, trial)
+
+
+def check_networks(name: str, trials: Sequence[Trial]) -> None:
+    """Raise ConfigError if a network of `trials`, those of experiment `name`, cannot be trained at every t.
+
+    Each is built, and run on one image, since options, and builders of one's own, may be wrong in any way.
+    """
+    for network, options in {(trial.network, json.dumps(trial.options)) for trial in trials}:
+        # Alternatives of sensitivity may be blocks without t.
+        if not _has_t(network, options) and name != experiments.SENSITIVITY:
+            raise ConfigError(
+                f"network {network}: its builder takes t, but no addition of it has a strength; add with "
+                "skipfold.homotopy.Skip"
+            )
+
+
+@functools.cache
+def _has_t(network: str, options: str) -> bool:
+    """Whether the network with these options, as JSON, can be given t where its builder takes it.
+
+    Raises ConfigError where there is no such network, none that gives logits, or none that this machine could hold.
+    """
+    given = json.loads(options)
+    try:
+        model = networks.build(network, given)
+        with torch.no_grad():
+            shape = tuple(model.eval()(torch.zeros(1, *networks.INPUT_SHAPE)).shape)
+    except SkipfoldError:
+        raise
+    except Exception as error:
+        if is_too_large(error):
+            said = f"does not fit into memory ({first_line(error)}); smaller sizes are allowed"
+        else:
+            said = f"cannot be built and run ({type(error).__name__}: {first_line(error)}); see its builder"
+        raise ConfigError(f"network {network}: {given} given, which {said}") from error
+    if shape != (1, networks.CLASSES):
+        raise ConfigError(f"network {network}: gives {shape} for one image; allowed is {(1, networks.CLASSES)}")
+    return bool(skips(model)) or "t" not in networks.option_names(network)
