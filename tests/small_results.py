@@ -5,6 +5,7 @@ import torch
 from skipfold.replication import claims, config, data, experiments, figures, report, statistics
 from skipfold.replication.store import Store
 from skipfold.replication.sweep import run
+from skipfold.replication.tables import write_table
 
 
 def settings():
@@ -32,14 +33,14 @@ def make(folder):
         packed += wanted
         trials = statistics.tidy(records, "smoke")
         table = statistics.aggregate(trials)
-        statistics.write(trials, folder / "tables" / f"{name}_trials.csv")
-        statistics.write(table, folder / "tables" / f"{name}.csv")
+        write_table(trials, folder / "tables" / f"{name}_trials.csv")
+        write_table(table, folder / "tables" / f"{name}.csv")
         draw = figures.linear_comparison if name == "linear_comparison" else figures.accuracy_vs_t
         figures.save(draw(table, statistics.published(name)), folder / "figures" / name)
         (folder / "notebooks" / f"{name}.ipynb").write_text("{}")
         if name == "linear_comparison":
-            statistics.write(statistics.certificates(trials), folder / "tables" / "certificates.csv")
+            write_table(statistics.certificates(trials), folder / "tables" / "certificates.csv")
     store.pack(folder / "trials.jsonl.gz", packed)
-    statistics.write(claims.judge(folder), folder / "verdicts.csv")
+    write_table(claims.judge(folder), folder / "verdicts.csv")
     report.build(folder)
     return folder

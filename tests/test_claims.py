@@ -12,6 +12,7 @@ import yaml
 from skipfold.errors import ConfigError
 from skipfold.replication import claims, statistics
 from skipfold.replication.config import root
+from skipfold.replication.tables import read_table, read_tables, write_table
 
 CHECKS = {check["id"]: check for claim in claims.load() for check in claim["checks"]}
 TRAINED = ("linear_comparison", "schedule_comparison", "accuracy_vs_t_resnet34", "accuracy_vs_t_resnet18",
@@ -45,12 +46,12 @@ def results(tmp_path):
     tables = tmp_path / "tables"
     tables.mkdir()
     for experiment in TRAINED:
-        statistics.write(trials(experiment), tables / f"{experiment}_trials.csv")
+        write_table(trials(experiment), tables / f"{experiment}_trials.csv")
     return tmp_path
 
 
 def verdict(results, name):
-    return claims.judge_tables(statistics.tables(results), [{"id": "any", "checks": [CHECKS[name]]}]).iloc[0]
+    return claims.judge_tables(read_tables(results), [{"id": "any", "checks": [CHECKS[name]]}]).iloc[0]
 
 
 def test_published_curves_themselves_are_reproduced(results):
@@ -85,7 +86,7 @@ def test_a_difference_is_of_all_trials_where_one_arm_has_more(results):
     frame = trials("linear_comparison")
     more = frame[frame["arm"] == "perceptron"].copy()
     more["digest"], more["index"], more["val_accuracy"] = more["digest"] + "+", more["index"] + 5, 0.9
-    statistics.write(pd.concat([frame, more]), results / "tables" / "linear_comparison_trials.csv")
+    write_table(pd.concat([frame, more]), results / "tables" / "linear_comparison_trials.csv")
     row = verdict(results, "linearized_above_perceptron")
     assert row["ours"] == pytest.approx(0.98682 - (0.90762 + 0.9) / 2) and row["n"] == 5
     assert row["high"] - row["low"] > 0.004  # the perceptron's other trials are resampled too
@@ -97,26 +98,26 @@ def test_a_value_on_the_limit_is_within_however_it_is_rounded(results):
     at_limit = [0.9833, 0.9846, 0.9838, 0.9837, 0.9837]
     assert np.mean(at_limit) < 0.98682 - 0.003 < np.mean(at_limit) + 1e-15  # the same number, rounded otherwise
     frame.loc[last, "val_accuracy"] = np.mean(at_limit)
-    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    write_table(frame, results / "tables" / "linear_comparison_trials.csv")
     assert verdict(results, "linearized_accuracy")["verdict"] == claims.REPRODUCED
 
 
 def test_an_experiment_that_is_not_the_papers_has_no_published_points(results):
     """A claim of one's own: its mean over t is judged, its distance from nothing cannot be."""
     frame = trials("accuracy_vs_t_cnn3").assign(experiment="accuracy_vs_t_mine")
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_mine_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_mine_trials.csv")
     found = {}
     for kind in ("mean", "rmse"):
         check = CHECKS["cnn3_vs_t_curve"] | {"experiment": "accuracy_vs_t_mine", "published": 0.9, "tolerance": 0.1}
         check["measure"] = check["measure"] | {"kind": kind}
-        (found[kind],) = claims.judge_tables(statistics.tables(results), [{"id": "any", "checks": [check]}])["verdict"]
+        (found[kind],) = claims.judge_tables(read_tables(results), [{"id": "any", "checks": [check]}])["verdict"]
     assert found == {"mean": claims.REPRODUCED, "rmse": claims.NOT_JUDGED}
 
 
 def test_other_results_are_not_reproduced(results):
     frame = trials("linear_comparison")
     frame["val_accuracy"] -= 0.01
-    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    write_table(frame, results / "tables" / "linear_comparison_trials.csv")
     row = verdict(results, "linearized_accuracy")
     assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.97682)
     assert verdict(results, "linearized_above_perceptron")["verdict"] == claims.REPRODUCED
@@ -126,7 +127,7 @@ def test_other_results_are_not_reproduced(results):
 def test_an_interval_across_the_limit_is_inconclusive(results):
     frame = trials("linear_comparison", spread=0.002)
     frame["val_accuracy"] += 0.0029
-    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    write_table(frame, results / "tables" / "linear_comparison_trials.csv")
     row = verdict(results, "perceptron_accuracy")
     assert row["verdict"] == claims.INCONCLUSIVE and row["remark"] == "our value lies within the limit"
     assert row["low"] < 0.91062 - 0.0001 < row["high"]
@@ -136,7 +137,7 @@ def test_an_interval_that_holds_all_that_is_accepted_is_inconclusive(results):
     """Both ends and the mean are outside, on either side: what was measured does not speak against the claim."""
     frame = trials("schedule_comparison", spread=0.004)
     frame.loc[frame["arm"] == "scheduled_from_0.9", "val_accuracy"] -= 0.0025
-    statistics.write(frame, results / "tables" / "schedule_comparison_trials.csv")
+    write_table(frame, results / "tables" / "schedule_comparison_trials.csv")
     row = verdict(results, "scheduled_from_0.9_level")
     assert row["low"] < 0.00018 - 0.002 and row["ours"] < 0.00018 - 0.002 and row["high"] > 0.00018 + 0.002
     assert row["verdict"] == claims.INCONCLUSIVE and row["remark"] == "our value lies outside the limit"
@@ -145,7 +146,7 @@ def test_an_interval_that_holds_all_that_is_accepted_is_inconclusive(results):
 def test_more_than_published_is_said(results):
     frame = trials("accuracy_vs_t_resnet34")
     frame.loc[frame["t"] < 0.3, "val_accuracy"] -= 0.01
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
     row = verdict(results, "resnet34_unstable_below_0.3")
     assert row["verdict"] == claims.REPRODUCED
     assert row["remark"].endswith("published 0.17109, ours 0.18109: larger than published")
@@ -154,21 +155,21 @@ def test_more_than_published_is_said(results):
 def test_removal_is_judged_by_its_largest_difference(results):
     assert verdict(results, "skips_removed_exact")["verdict"] == claims.REPRODUCED
     path = results / "tables" / "schedule_comparison_trials.csv"
-    frame = statistics.read(path)
+    frame = read_table(path)
     at_end = frame["skips_removed_max_difference"].notna()
     frame.loc[at_end & (frame["index"] == 3), "skips_removed_max_difference"] = [1e-3, 2e-3]
-    statistics.write(frame, path)
+    write_table(frame, path)
     row = verdict(results, "skips_removed_exact")
     assert (row["verdict"], row["ours"], row["n"]) == (claims.NOT_REPRODUCED, 2e-3, 10)
     assert row["table"] == "tables/schedule_comparison_trials.csv"
-    statistics.write(frame.drop(columns="skips_removed_max_difference"), path)
+    write_table(frame.drop(columns="skips_removed_max_difference"), path)
     assert verdict(results, "skips_removed_exact")["verdict"] == claims.NOT_JUDGED
 
 
 def test_published_at_the_t_that_ran_is_said(results):
     frame = trials("accuracy_vs_t_shallow_leaky_relu")
     frame = frame[np.isclose(frame["t"] * 10, (frame["t"] * 10).round())]
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_shallow_leaky_relu_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_shallow_leaky_relu_trials.csv")
     row = verdict(results, "shallow_leaky_relu_declines")
     points = statistics.published("accuracy_vs_t_shallow_leaky_relu").query("epoch == 2").set_index("t")["mean"]
     expected = points[[0, 0.1, 0.2]].mean() - points[[0.8, 0.9, 1]].mean()
@@ -179,7 +180,7 @@ def test_published_at_the_t_that_ran_is_said(results):
 def test_a_range_is_judged_by_the_published_one_at_the_t_that_ran(results):
     frame = trials("accuracy_vs_t_resnet18")
     frame = frame[np.isclose(frame["t"] * 10, (frame["t"] * 10).round()) | np.isclose(frame["t"], 0.98)]
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet18_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_resnet18_trials.csv")
     row = verdict(results, "resnet18_flat")
     points = (
         statistics.published("accuracy_vs_t_resnet18").query("epoch == 2 and split == 'val'").set_index("t")["mean"]
@@ -206,14 +207,14 @@ def test_a_distance_has_no_published_value(results):
     ],
 )
 def test_another_protocol_is_not_judged(results, changed, reason):
-    statistics.write(trials("linear_comparison", **changed), results / "tables" / "linear_comparison_trials.csv")
+    write_table(trials("linear_comparison", **changed), results / "tables" / "linear_comparison_trials.csv")
     row = verdict(results, "perceptron_accuracy")
     assert row["verdict"] == claims.NOT_JUDGED and reason in row["remark"] and math.isnan(row["ours"])
 
 
 def test_a_protocol_may_leave_out_what_does_not_matter(results):
     check = CHECKS["perceptron_accuracy"] | {"protocol": {}}
-    (row,) = claims.judge_tables(statistics.tables(results), [{"id": "any", "checks": [check]}]).to_dict("records")
+    (row,) = claims.judge_tables(read_tables(results), [{"id": "any", "checks": [check]}]).to_dict("records")
     assert row["verdict"] == claims.REPRODUCED
 
 
@@ -221,13 +222,13 @@ def test_the_wrong_epochs_are_named(results):
     frame = trials("linear_comparison")
     last = (frame["arm"] == "perceptron") & (frame["index"] == 4)
     frame.loc[last, "epochs"] = 20
-    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    write_table(frame, results / "tables" / "linear_comparison_trials.csv")
     assert verdict(results, "perceptron_accuracy")["remark"] == "perceptron: 20 instead of 10 epochs"
 
 
 def test_the_schedules_of_another_network_are_not_judged(results):
     frame = trials("schedule_comparison", network="resnet18")
-    statistics.write(frame, results / "tables" / "schedule_comparison_trials.csv")
+    write_table(frame, results / "tables" / "schedule_comparison_trials.csv")
     found = claims.judge(results).set_index("experiment").loc["schedule_comparison"]
     assert set(found["verdict"]) == {claims.NOT_JUDGED}
     assert found["remark"].str.contains("resnet18 instead of resnet34").all()
@@ -236,7 +237,7 @@ def test_the_schedules_of_another_network_are_not_judged(results):
 def test_arms_are_judged_one_by_one(results):
     frame = trials("linear_comparison")
     frame.loc[frame["arm"] == "resnet34_linear_maxpool", "train_images"] = 2048
-    statistics.write(frame, results / "tables" / "linear_comparison_trials.csv")
+    write_table(frame, results / "tables" / "linear_comparison_trials.csv")
     assert verdict(results, "linearized_accuracy")["verdict"] == claims.NOT_JUDGED
     assert verdict(results, "perceptron_accuracy")["verdict"] == claims.REPRODUCED
 
@@ -245,13 +246,13 @@ def test_validation_by_batch_is_said_beside_the_verdict(results):
     frame = trials("accuracy_vs_t_resnet34")
     frame["val_batch_accuracy"] = frame["val_accuracy"]
     frame["val_accuracy"] -= 0.02
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
     row = verdict(results, "resnet34_curve")
     assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.02)
     end = r"with the statistics of each batch 0\.00000 \(0\.00000 to 0\.0000\d\): reproduced$"
     assert re.search(end, row["remark"])
     frame["val_batch_accuracy"] -= 0.03
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
     assert "batch 0.03000 (0.03000 to 0.03000): not reproduced" in verdict(results, "resnet34_curve")["remark"]
     assert "batch" not in verdict(results, "cnn3_vs_t_curve")["remark"]
 
@@ -261,7 +262,7 @@ def test_statistics_estimated_anew_are_said_beside_the_verdict(results):
     at_end = frame["epoch"] == frame["epochs"]
     frame["reestimated_val_accuracy"] = frame["val_accuracy"].where(at_end)
     frame.loc[at_end & (frame["arm"] == "scheduled_from_0.5"), "val_accuracy"] -= 0.05
-    statistics.write(frame, results / "tables" / "schedule_comparison_trials.csv")
+    write_table(frame, results / "tables" / "schedule_comparison_trials.csv")
     row = verdict(results, "scheduled_from_0.5_level")
     assert row["verdict"] == claims.NOT_REPRODUCED and row["ours"] == pytest.approx(0.00058 - 0.05)
     end = "with running statistics estimated anew 0.00058 (0.00055 to 0.00061): reproduced"
@@ -271,7 +272,7 @@ def test_statistics_estimated_anew_are_said_beside_the_verdict(results):
 
 def test_a_missing_value_of_t_is_named(results):
     frame = trials("accuracy_vs_t_resnet34")
-    statistics.write(frame[frame["t"] != 0.7], results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
+    write_table(frame[frame["t"] != 0.7], results / "tables" / "accuracy_vs_t_resnet34_trials.csv")
     row = verdict(results, "resnet34_plateau")
     assert row["verdict"] == claims.NOT_JUDGED and "t = 0.7 did not run" in row["remark"]
 
@@ -280,7 +281,7 @@ def test_a_coarse_grid_is_enough(results):
     frame = trials("accuracy_vs_t_cnn3")
     frame = frame[np.isclose(frame["t"] * 10 % 1, 0) | np.isclose(frame["t"] * 10 % 1, 1)]
     assert frame["t"].nunique() == 11
-    statistics.write(frame, results / "tables" / "accuracy_vs_t_cnn3_trials.csv")
+    write_table(frame, results / "tables" / "accuracy_vs_t_cnn3_trials.csv")
     row = verdict(results, "cnn3_vs_t_curve")
     assert row["verdict"] == claims.REPRODUCED and row["remark"].startswith("11 published points")
 
@@ -297,7 +298,7 @@ def test_certificates(results):
                          refused="not affine (residual 9.0e-01): maxpool: MaxPool2d is not affine")
              for i in range(5)]  # fmt: skip
     rows += [certificate("resnet34_linear_avgpool", digest="a", max_error=1.0)]
-    statistics.write(pd.DataFrame(rows), results / "tables" / "certificates.csv")
+    write_table(pd.DataFrame(rows), results / "tables" / "certificates.csv")
     row = verdict(results, "collapse_exact")
     assert row["verdict"] == claims.REPRODUCED and row["ours"] == 4e-9 and row["n"] == 5
     assert "resnet34_linear_avgpool: 1 trial instead of 5" in row["remark"]
@@ -318,7 +319,7 @@ def timing(device="GPU"):
 
 
 def test_saving_by_hand(results):
-    statistics.write(timing(), results / "tables" / "timing.csv")
+    write_table(timing(), results / "tables" / "timing.csv")
     row = verdict(results, "skip_removal_saves_resnet18")
     assert row["verdict"] == claims.REPRODUCED and row["ours"] == pytest.approx(0.30)
     assert (row["low"], row["high"], row["n"]) == pytest.approx((0.28, 0.31, 6))
@@ -326,7 +327,7 @@ def test_saving_by_hand(results):
 
 
 def test_times_of_a_cpu_are_not_judged(results):
-    statistics.write(timing("CPU (any, 2 threads)"), results / "tables" / "timing.csv")
+    write_table(timing("CPU (any, 2 threads)"), results / "tables" / "timing.csv")
     row = verdict(results, "skip_removal_saves_resnet18")
     assert row["verdict"] == claims.NOT_JUDGED and "CPU" in row["remark"]
 

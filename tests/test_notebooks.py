@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from skipfold.errors import ConfigError, StoreError
-from skipfold.replication import config, statistics, study
+from skipfold.replication import config, study
 from skipfold.replication.execute import execute
 from skipfold.replication.statistics import STAMP
+from skipfold.replication.tables import read_table
 
 NOTEBOOKS = sorted((config.root() / "notebooks").glob("*.ipynb"))
 
@@ -137,7 +138,7 @@ def test_times_of_an_earlier_run_are_drawn_and_not_measured(monkeypatch, tmp_pat
     monkeypatch.setattr("skipfold.replication.timing.measure", None)
     measured = config.root() / "results" / "long" / "tables"
     found = study.run("timing", {"tier": "long", "measured": str(measured), "results": str(tmp_path)})
-    pd.testing.assert_frame_equal(found.table, statistics.read(measured / "timing.csv"))
+    pd.testing.assert_frame_equal(found.table, read_table(measured / "timing.csv"))
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["savings.csv"]
     assert (tmp_path / "tables" / "savings.csv").read_text() == (measured / "savings.csv").read_text()
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {

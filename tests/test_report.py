@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from skipfold.errors import ConfigError, SkipfoldError
-from skipfold.replication import claims, experiments, figures, report, statistics
+from skipfold.replication import claims, experiments, figures, report
+from skipfold.replication.tables import read_table, write_table
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 STAMP = {"tier": "smoke", "device": "CPU (any, 1 thread)", "torch": "2", "date": "2026-01-01"}
@@ -73,7 +74,7 @@ def test_figures_are_whole_and_described(made):
         held = base64.b64decode(image["src"].split(",")[1])
         assert held == (made / "figures" / f"{name}.svg").read_bytes()
         assert len(image["alt"]) > 40
-    last = statistics.read(made / "tables" / "linear_comparison.csv")
+    last = read_table(made / "tables" / "linear_comparison.csv")
     last = last[(last["split"] == "val") & (last["epoch"] == 2) & (last["arm"] == "cnn3")]["mean"].iloc[0]
     assert f"cnn3 {last:.4f}" in images[0]["alt"]
 
@@ -87,7 +88,7 @@ def test_ids_are_unique_and_tables_are_labelled(made):
 
 def test_every_check_is_on_the_page_with_its_verdict(made):
     page = read(made)
-    verdicts = statistics.read(made / "verdicts.csv")
+    verdicts = read_table(made / "verdicts.csv")
     assert set(verdicts["id"]) <= set(page.ids)
     for verdict, count in verdicts["verdict"].value_counts().items():
         assert f"{count} {report.LOOKS[verdict].sign} {verdict}" in page.text
@@ -102,23 +103,23 @@ def test_the_stamp_and_the_absent_are_named(made):
 
 
 def test_numbers_come_from_the_tables(results):
-    table = statistics.read(results / "tables" / "linear_comparison.csv")
+    table = read_table(results / "tables" / "linear_comparison.csv")
     table.loc[table["arm"] == "perceptron", "mean"] = 0.12345
-    statistics.write(table, results / "tables" / "linear_comparison.csv")
+    write_table(table, results / "tables" / "linear_comparison.csv")
     report.build(results)
     assert "0.1235 (epoch 2)" in read(results).text
 
 
 def test_verdicts_are_shown_with_interval_and_overall(results):
     assert "No claim is judged at this tier" in read(results).text
-    verdicts = statistics.read(results / "verdicts.csv").astype({"remark": object, "interval": object})
+    verdicts = read_table(results / "verdicts.csv").astype({"remark": object, "interval": object})
     rows = verdicts["claim"] == "linear_networks"
     verdicts.loc[rows, ["verdict", "ours", "low", "high", "n", "interval"]] = [
         claims.INCONCLUSIVE, 0.91, 0.905, 0.9151, 5, claims.BOOTSTRAP,
     ]  # fmt: skip
     verdicts.loc[verdicts["id"] == "perceptron_accuracy", "verdict"] = claims.REPRODUCED
     verdicts.loc[verdicts["id"] == "skips_removed_exact", ["verdict", "ours"]] = [claims.REPRODUCED, 0.0]
-    statistics.write(verdicts, results / "verdicts.csv")
+    write_table(verdicts, results / "verdicts.csv")
     report.build(results)
     text = read(results).text
     assert "1 of the 7 claims are judged" in text
@@ -139,7 +140,7 @@ def timings():
 
 
 def test_times_of_a_cpu_are_said_to_be_so(results):
-    statistics.write(timings(), results / "tables" / "timing.csv")
+    write_table(timings(), results / "tables" / "timing.csv")
     figures.save(figures.timing(timings()), results / "figures" / "timing")
     report.build(results)
     text = read(results).text
@@ -147,10 +148,10 @@ def test_times_of_a_cpu_are_said_to_be_so(results):
     with_and_without = "100 skips with t; eager 70.0 skips removed; eager"
     assert f"skips removed 64 float32 30.0 % 23.0 % to 30.0 % {with_and_without} 30.0 % 23.0 % to 30.0 %" in text
     unlike = timings().replace({"variant": {"skips_removed": "cropped"}})
-    statistics.write(unlike, results / "tables" / "timing.csv")
+    write_table(unlike, results / "tables" / "timing.csv")
     report.build(results)
     assert "30.0 % 23.0 % to 30.0 % – 70.0 removed, folded, cropped; eager –" in read(results).text
-    statistics.write(timings().assign(device="GPU"), results / "tables" / "timing.csv")
+    write_table(timings().assign(device="GPU"), results / "tables" / "timing.csv")
     report.build(results)
     assert "Timed on a CPU" not in read(results).text
 
@@ -159,8 +160,8 @@ def test_times_of_a_gpu_have_a_table_each_way_and_say_what_is_missing(results):
     device = timings().assign(measure="device", precision="tf32", median_us=[90.0, 60.0, 1.0])
     table = pd.concat([timings().assign(precision="tf32"), device])
     absent = pd.DataFrame([("eager", "tf32", None), ("onnxruntime", "tf32", "no provider")])
-    statistics.write(table.assign(device="GPU"), results / "tables" / "timing.csv")
-    statistics.write(
+    write_table(table.assign(device="GPU"), results / "tables" / "timing.csv")
+    write_table(
         absent.set_axis(["runtime", "precision", "remark"], axis=1).assign(**STAMP), results / "tables" / "runtimes.csv"
     )
     report.build(results)
@@ -181,19 +182,19 @@ def test_roofline_is_shown(results):
          "input_share": 0.002},
     ]  # fmt: skip
     frame = pd.DataFrame([shared | row for row in rows]).assign(intensity=2.2, flops_per_s=2e9, launch_us=None)
-    statistics.write(timings(), results / "tables" / "timing.csv")
-    statistics.write(frame, results / "tables" / "roofline.csv")
+    write_table(timings(), results / "tables" / "timing.csv")
+    write_table(frame, results / "tables" / "roofline.csv")
     report.build(results)
     text = read(results).text
     assert "50 GFLOP/s in a matrix product of 1024 × 1024 matrices, 12 GB/s read and written by a large copy." in text
     assert "convolutions may beat that product, a large one reached 60 GFLOP/s, and caches that copy. Kernels" in text
     assert "linear ResNet34, average-pool: skips with t eager 91 – 0.02 7.0 2.2 2.0 25.0 %" in text
     assert "1 eager 53.5 – 0.2 %" in text
-    statistics.write(frame.assign(gpu_state="pstate P0", kernels=120), results / "tables" / "roofline.csv")
+    write_table(frame.assign(gpu_state="pstate P0", kernels=120), results / "tables" / "roofline.csv")
     report.build(results)
     assert "The GPU then: pstate P0." in read(results).text and "eager 91 120" in read(results).text
     old = frame.drop(columns=["convolution_flops_per_s", "matrix_side"])
-    statistics.write(old, results / "tables" / "roofline.csv")
+    write_table(old, results / "tables" / "roofline.csv")
     report.build(results)
     assert "50 GFLOP/s in a matrix product, 12 GB/s" in read(results).text
     assert "convolutions may beat that product, and caches" in read(results).text
@@ -215,7 +216,7 @@ def test_sensitivity_is_shown(results):
     frame = pd.DataFrame(rows, columns=["assumption", "alternative", "chosen", "rmse", "verdicts_flipped"])
     frame["rmse_by_batch"] = float("nan")
     frame["images"] = [None, 8192]
-    statistics.write(
+    write_table(
         frame.assign(figure="accuracy_vs_t_cnn3", n=3, trials=1, **STAMP), results / "tables" / "sensitivity.csv"
     )
     report.build(results)
@@ -227,9 +228,9 @@ def test_sensitivity_is_shown(results):
 
 
 def test_texts_are_escaped(results):
-    verdicts = statistics.read(results / "verdicts.csv")
+    verdicts = read_table(results / "verdicts.csv")
     verdicts["remark"] = "<script>alert(1)</script> & more"
-    statistics.write(verdicts, results / "verdicts.csv")
+    write_table(verdicts, results / "verdicts.csv")
     report.build(results)
     assert not read(results).all("script")
 
@@ -248,7 +249,7 @@ def test_without_tables_there_is_no_page(tmp_path):
     ],
 )
 def test_verdicts_of_other_claims_give_no_page(results, change, said):
-    statistics.write(change(statistics.read(results / "verdicts.csv")), results / "verdicts.csv")
+    write_table(change(read_table(results / "verdicts.csv")), results / "verdicts.csv")
     with pytest.raises(ConfigError, match=rf"{said}; run `python -m skipfold\.replication judge"):
         report.build(results)
 
@@ -287,9 +288,9 @@ def test_without_verdicts_there_is_no_page(results):
 
 
 def test_a_residual_is_a_range_in_both_places(results):
-    table = statistics.read(results / "tables" / "certificates.csv")
+    table = read_table(results / "tables" / "certificates.csv")
     table.loc[table["arm"] == "cnn3", "residual"] = [0.78568, 1.498]
-    statistics.write(table, results / "tables" / "certificates.csv")
+    write_table(table, results / "tables" / "certificates.csv")
     report.build(results)
     assert read(results).text.count("0.7857 to 1.4980") == 2
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from skipfold.replication import config, experiments, figures, sensitivity, statistics
+from skipfold.replication.tables import write_table
 
 STATIC = {
     "key": "experiments.schedule_comparison.static_t",
@@ -38,7 +39,7 @@ def results(tmp_path):
     (tmp_path / "tables").mkdir()
     trials = experiments.trials(config.load("paper"), "schedule_comparison")
     table = statistics.tidy([record(trial, 0.0, 0.0) for trial in trials if trial.arm == "static"], "paper")
-    statistics.write(table, tmp_path / "tables" / "schedule_comparison_trials.csv")
+    write_table(table, tmp_path / "tables" / "schedule_comparison_trials.csv")
     return tmp_path
 
 

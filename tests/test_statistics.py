@@ -1,14 +1,13 @@
 """Tables from records: hand-computed means, scipy's bootstrap directly, and what a stamp keeps."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from skipfold.errors import DataError, StoreError
+from skipfold.errors import StoreError
 from skipfold.replication import statistics
 
 
@@ -224,64 +223,6 @@ def test_spread_of_means_that_are_equal_may_be_nothing():
 def test_one_trial_has_no_interval():
     table = statistics.aggregate(statistics.tidy([record()]))
     assert table[["low", "high"]].isna().all(axis=None) and (table["n"] == 1).all()
-
-
-def test_a_table_is_read_as_it_was_written(tmp_path):
-    frame = statistics.aggregate(statistics.tidy([record(i, accuracies=(0.1, 0.1 + i / 3)) for i in range(3)]))
-    statistics.write(frame, tmp_path / "table.csv")
-    again = statistics.read(tmp_path / "table.csv")
-    pd.testing.assert_frame_equal(again[["t", "epoch", "mean", "low", "high", "n"]],
-                                  frame[["t", "epoch", "mean", "low", "high", "n"]], check_exact=True)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "said"),
-    [
-        ("linear_comparison", lambda text: b"", "cannot be read (No columns to parse from file); delete it"),
-        ("linear_comparison", lambda text: b"\xff\xfe\x00\n", "cannot be read ('utf-8' codec"),
-        ("linear_comparison", lambda text: text[:-20], "its last line is cut off"),
-        ("linear_comparison", lambda text: text[: text.index(b"\n") + 1], "no rows; delete it"),
-        ("linear_comparison", lambda text: text.replace(b",mean,", b",meen,"), "column mean is missing"),
-        ("linear_comparison", lambda text: text.replace(b",0.25,", b",o.25,"), "column mean holds 'o.25', which is no"),
-        ("linear_comparison", lambda text: text.replace(b",0.25,", b",,"), "column mean has an empty cell"),
-        ("accuracy_vs_t_cnn3_trials", lambda text: b"a\n1\n", "(rule accuracy_vs_t)"),
-        ("savings", lambda text: b"", "(rule timing)"),
-        ("verdicts", lambda text: b"", "(rule judge_claims)"),
-    ],
-)
-def test_a_damaged_table_is_one_line_that_says_what_makes_it_again(tmp_path, name, damage, said):
-    path = tmp_path / f"{name}.csv"
-    statistics.write(statistics.aggregate(statistics.tidy([record(accuracies=(0.1, 0.25))])), path)
-    assert name != "linear_comparison" or len(statistics.read(path))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError) as error:
-        statistics.read(path)
-    assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(("samples", "said"), [("1.5 2 3e-05", None), ("1.5 x", "holds '1.5 x'"), ("", "empty cell")])
-def test_samples_of_a_timing_are_numbers(tmp_path, samples, said):
-    columns = [name.strip("*") for name in statistics.NEEDED["timing"].split()]
-    row = dict.fromkeys(columns, 1) | {"samples_us": samples}
-    statistics.write(pd.DataFrame([row]), tmp_path / "timing.csv")
-    if said is None:
-        assert statistics.read(tmp_path / "timing.csv")["samples_us"].tolist() == [samples]
-    else:
-        with pytest.raises(DataError, match=said):
-            statistics.read(tmp_path / "timing.csv")
-
-
-def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("before")
-    with pytest.raises(RuntimeError):
-        statistics.write(SimpleNamespace(to_csv=_half), path)
-    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
-
-
-def _half(path, index):
-    path.write_text("ha")
-    raise RuntimeError
 
 
 def test_certificates_hold_the_collapsed_and_the_refused():

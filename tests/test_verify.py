@@ -8,8 +8,9 @@ import pytest
 from small_results import settings
 
 from skipfold.errors import VerificationError
-from skipfold.replication import report, statistics, verify
+from skipfold.replication import report, verify
 from skipfold.replication.config import published_folder
+from skipfold.replication.tables import read_table, write_table
 
 
 def problems(results):
@@ -17,9 +18,9 @@ def problems(results):
 
 
 def change(path, column, value):
-    table = statistics.read(path)
+    table = read_table(path)
     table.loc[table.index[0], column] = value
-    statistics.write(table, path)
+    write_table(table, path)
 
 
 def test_untouched_results_belong_together(results, capsys):
@@ -51,9 +52,9 @@ def test_a_changed_verdict_is_found(results):
 
 
 def test_an_emptied_text_is_found(results):
-    table = statistics.read(results / "verdicts.csv")
+    table = read_table(results / "verdicts.csv")
     table["remark"] = None
-    statistics.write(table, results / "verdicts.csv")
+    write_table(table, results / "verdicts.csv")
     report.build(results)
     assert any(line.startswith("verdicts.csv: remark differ") for line in problems(results))
 

@@ -20,6 +20,7 @@ from skipfold.replication import claims, config, experiments, records, report, s
 from skipfold.replication.__main__ import main
 from skipfold.replication.execute import execute
 from skipfold.replication.store import Store
+from skipfold.replication.tables import read_table, write_table
 from skipfold.replication.trial import Trial
 
 PARTS = ("Snakefile", "config", "environment.yml", "notebooks", "profiles", "results/published", "src", "workflow")
@@ -98,10 +99,10 @@ def test_another_network_is_a_builder_and_a_key_and_results_may_lie_elsewhere(ba
     given = ["--config", *given, "networks={mlp: {depth: 2}}"]
     run = snakemake(bare, f"{elsewhere}/smoke/figures/accuracy_vs_t_mlp.svg", *given)
     assert run.returncode == 0, run.stdout[-3000:]
-    table = statistics.read(elsewhere / "smoke" / "tables" / "accuracy_vs_t_mlp_trials.csv")
+    table = read_table(elsewhere / "smoke" / "tables" / "accuracy_vs_t_mlp_trials.csv")
     assert set(table["options"]) == {"depth=2"} and table["train_images"].isna().all()
     assert sorted(set(table["t"])) == [0.0, 0.5] and len(table) == 2 * 2
-    statistics.write(claims.judge(elsewhere / "smoke"), elsewhere / "smoke" / "verdicts.csv")
+    write_table(claims.judge(elsewhere / "smoke"), elsewhere / "smoke" / "verdicts.csv")
     assert "Accuracy against t, mlp" in report.build(elsewhere / "smoke").read_text()
 
 

@@ -83,7 +83,7 @@ def with_imports(*modules):
 
 CONFIG_FILES = or_exit(skipfold.replication.config.files, TIER)
 TRAINING = CONFIG_FILES + with_imports("records")
-SHOWING = CONFIG_FILES + sources("figures", "statistics", "study") + ["src/skipfold/skipfold.mplstyle"]
+SHOWING = CONFIG_FILES + sources("figures", "statistics", "study", "tables") + ["src/skipfold/skipfold.mplstyle"]
 PAGE = sorted([*CAPTIONS, *map(str, Path("src/skipfold/replication/templates").iterdir())])
 
 

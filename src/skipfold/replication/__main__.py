@@ -75,14 +75,15 @@ def _train(given: argparse.Namespace) -> None:
 
 def _time(given: argparse.Namespace) -> None:
     from skipfold import files
-    from skipfold.replication import statistics, study
+    from skipfold.replication import study
+    from skipfold.replication.tables import write_table
 
     settings = _settings(given)
     files.writable(given.tables)
     measured = study.times(settings)
     given.tables.mkdir(parents=True, exist_ok=True)
     for name, table in measured.items():
-        statistics.write(table, given.tables / f"{name}.csv")
+        write_table(table, given.tables / f"{name}.csv")
 
 
 def _notebook(given: argparse.Namespace) -> None:
@@ -135,11 +136,12 @@ def _store(settings: dict):
 
 
 def _judge(given: argparse.Namespace) -> None:
-    from skipfold.replication import claims, statistics
+    from skipfold.replication import claims
+    from skipfold.replication.tables import write_table
 
     if not (given.results / "tables").is_dir():
         raise ConfigError(f"results: {given.results} has no tables; run `snakemake reproduce` first")
-    statistics.write(claims.judge(given.results), given.results / "verdicts.csv")
+    write_table(claims.judge(given.results), given.results / "verdicts.csv")
 
 
 def _report(given: argparse.Namespace) -> None:

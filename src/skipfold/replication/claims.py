@@ -14,6 +14,7 @@ from skipfold.errors import ConfigError
 from skipfold.keys import UNREADABLE
 from skipfold.replication import config, statistics
 from skipfold.replication.provenance import STAMP
+from skipfold.replication.tables import read_tables
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -54,7 +55,7 @@ COLUMNS = (
 
 
 Tables = Mapping[str, pd.DataFrame]
-"""A tier's tables by name, as `statistics.tables` reads them."""
+"""A tier's tables by name, as `tables.read_tables` reads them."""
 
 
 class Finding(NamedTuple):
@@ -104,7 +105,7 @@ def load(path: str | Path | None = None) -> list[dict[str, Any]]:
 
 def judge(results: str | Path) -> pd.DataFrame:
     """A verdict for every check of `load`, from the tables under `results` (results/<tier>); see `judge_tables`."""
-    return judge_tables(statistics.tables(results), load())
+    return judge_tables(read_tables(results), load())
 
 
 def judge_tables(tables: Tables, claims: list[dict[str, Any]]) -> pd.DataFrame:

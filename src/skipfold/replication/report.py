@@ -19,6 +19,7 @@ from skipfold.replication.config import files, published_folder, root
 from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
 from skipfold.replication.provenance import STAMP, checksums, commit, relative, sha256
 from skipfold.replication.store import read_archive
+from skipfold.replication.tables import made_again, read_table, read_tables
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("timing", "roofline", "sensitivity")
@@ -108,7 +109,7 @@ def build(results: str | Path) -> Path:
     where a table, a figure or the packed records are damaged, or the page cannot be written.
     """
     results = Path(results)
-    tables = statistics.tables(results)
+    tables = read_tables(results)
     if not tables:
         raise ConfigError(f"results: {results} has no tables; run `snakemake reproduce` first")
     held = claims.load()
@@ -133,7 +134,7 @@ def _verdicts(results: Path, held: list[dict[str, Any]]) -> pd.DataFrame:
     path, again = results / "verdicts.csv", f"run `python -m skipfold.replication judge {results}`"
     if not path.is_file():
         raise ConfigError(f"{path} is not there; {again}")
-    verdicts = statistics.read(path)
+    verdicts = read_table(path)
     if list(verdicts) != list(claims.COLUMNS):
         differing = sorted(set(verdicts) ^ set(claims.COLUMNS)) or ["their order"]
         raise ConfigError(f"{path}: its columns are not those of a verdict ({', '.join(differing)}); {again}")
@@ -362,7 +363,7 @@ def _figure(name: str, tables: dict[str, pd.DataFrame], results: Path) -> dict[s
     svg = path.read_bytes()
     size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
     if not size or not svg.rstrip().endswith(b"</svg>"):
-        raise DataError(f"{path}: no whole figure; {statistics.again(path)}")
+        raise DataError(f"{path}: no whole figure; {made_again(path)}")
     width, height = (round(float(x) * 4 / 3) for x in size.groups())
     return {
         "name": name,

@@ -12,6 +12,7 @@ from skipfold.replication import claims, statistics
 from skipfold.replication.experiments import Option
 from skipfold.replication.provenance import STAMP
 from skipfold.replication.store import Record
+from skipfold.replication.tables import read_table
 from skipfold.replication.trial import Trial
 
 COLUMNS = [
@@ -103,7 +104,7 @@ def flipped(figure: str, chosen: pd.DataFrame, other: pd.DataFrame, results: Pat
     checks = _checks(figure)
     if not path.is_file() or not checks or chosen is other:
         return []
-    trials = statistics.read(path)
+    trials = read_table(path)
     before, after = (
         claims.judge_tables({path.stem: table}, checks) for table in (trials, _moved(trials, chosen, other))
     )

@@ -17,6 +17,7 @@ from skipfold.replication import ceiling, claims, config, experiments, figures, 
 from skipfold.replication.progress import in_notebook
 from skipfold.replication.provenance import STAMP
 from skipfold.replication.records import dataset, prepare, records
+from skipfold.replication.tables import read_table, write_table
 
 COMMON = ("tier", "device", "trials", "epochs", "results", "overrides")
 """Parameters of a notebook that shows an experiment."""
@@ -52,7 +53,7 @@ class Study:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             if self.measured is None or name not in TIMES:
-                statistics.write(table, folder / "tables" / f"{name}.csv")
+                write_table(table, folder / "tables" / f"{name}.csv")
         (folder / "figures").mkdir(exist_ok=True)
         for name, figure in {self.name: self.figure, **self.more}.items():
             figures.save(figure, folder / "figures" / name)
@@ -247,7 +248,7 @@ def _measured(folder: Path) -> dict[str, pd.DataFrame]:
         raise ConfigError(
             f"measured: {missing[0]} is not there; give the folder with the tables of a run, or None to measure now"
         )
-    return {name: statistics.read(path) for name, path in paths.items()}
+    return {name: read_table(path) for name, path in paths.items()}
 
 
 def _timing(study: Study) -> None:

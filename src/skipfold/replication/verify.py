@@ -13,6 +13,7 @@ import pandas as pd
 from skipfold.errors import DataError, SkipfoldError, StoreError, VerificationError
 from skipfold.replication import claims, config, experiments, provenance, statistics
 from skipfold.replication.store import read_archive
+from skipfold.replication.tables import read_table
 from skipfold.replication.trial import Trial
 from skipfold.subject import first_line
 
@@ -107,7 +108,7 @@ def _tier(results: Path, settings: config.Config) -> Iterator[str]:
 def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config.Config | None) -> Iterator[str]:
     """A table of trials is that of its records and of the configuration; the tables made from it follow from it."""
     name = path.stem.removesuffix("_trials")
-    table = statistics.read(path)
+    table = read_table(path)
     held = list(dict.fromkeys(table["digest"]))
     if settings is not None and name in settings["experiments"]:
         wanted = {trial.digest for trial in experiments.trials(settings, name)}
@@ -130,7 +131,7 @@ def _experiment(path: Path, records: dict[str, dict[str, Any]], settings: config
 
 def _savings(timing: Path) -> Iterator[str]:
     if timing.is_file():
-        savings = statistics.savings(statistics.read(timing))
+        savings = statistics.savings(read_table(timing))
         yield from _differences(timing.with_name("savings.csv"), savings, "timing.csv")
 
 
@@ -145,7 +146,7 @@ def _differences(path: Path, wanted: pd.DataFrame, source: str) -> Iterator[str]
         yield f"{name} is missing"
         return
     try:
-        held = statistics.read(path)
+        held = read_table(path)
     except DataError as error:
         yield f"{name}: cannot be read ({error})"
         return
