@@ -67,7 +67,7 @@ $(LOCKED): requirements/bootstrap.txt requirements/lock.txt
 	$(PIP) install --quiet $(SOURCE) --require-hashes --no-build-isolation -r requirements/lock.txt
 	@touch $@
 
-lock: setup  ## write the locks and environment.yml from the pins of pyproject.toml
+lock: setup  ## write the locks and environment.yml for the dependencies of pyproject.toml
 	$(RUN) python requirements/lock.py
 
 wheelhouse: setup  ## download the locked packages for a machine like this one without a network

@@ -1,10 +1,12 @@
-"""Write the locks under requirements/ and environment.yml from the pins in pyproject.toml.
+"""Write the locks under requirements/ and environment.yml for the dependencies in pyproject.toml.
 
-Run it with `make lock`. Versions that are locked already stay unless a pin asks for another;
-`.venv/bin/python requirements/lock.py --upgrade` takes the newest of every indirect dependency.
+Run it with `make lock`. Versions that are locked already stay unless pyproject.toml asks for others;
+`.venv/bin/python requirements/lock.py --upgrade-package torch==2.12.0` takes another of one package, `--upgrade` the
+newest of all that are not pinned.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,7 +22,7 @@ COMPILE = (
 ).split()
 
 ENVIRONMENT = """\
-# For conda users: the direct dependencies at the versions of pyproject.toml. Written by `make lock`.
+# For conda users: the direct dependencies at the versions of the lock. Written by `make lock`.
 name: skipfold
 channels:
   - conda-forge
@@ -35,9 +37,12 @@ dependencies:
 
 
 def direct_pins(project: dict) -> list[str]:
-    """Every pinned requirement of the package and of its extras, sorted."""
+    """What the lock has of the requirements of the package and of its extras, sorted."""
     extras = project["optional-dependencies"].values()
-    return sorted(project["dependencies"] + [pin for extra in extras for pin in extra])
+    asked = project["dependencies"] + [requirement for extra in extras for requirement in extra]
+    names = {re.match("[a-z0-9-]+", requirement)[0] for requirement in asked}
+    locked = re.findall(r"^([a-z0-9-]+)(==\S+)", (ROOT / "requirements" / "lock.txt").read_text(), re.MULTILINE)
+    return sorted(name + version for name, version in locked if name in names)
 
 
 def lock(name: str, *options: str) -> None:
