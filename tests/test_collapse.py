@@ -191,6 +191,20 @@ def test_affine_modules_of_any_kind(name):
     assert certificate.structure == "affine"
 
 
+@pytest.mark.parametrize(
+    ("mode", "antialias"),
+    [(mode, False) for mode in ("nearest", "nearest-exact", "area", "bilinear", "bicubic")]
+    + [(mode, True) for mode in ("bilinear", "bicubic", "lanczos")],
+)
+def test_every_resampling_of_images_is_affine(mode, antialias):
+    if mode == "lanczos" and not hasattr(torch.ops.aten, "_upsample_lanczos2d_aa"):
+        pytest.skip("this torch has no Lanczos resampling")
+    resized = Calls(
+        lambda net, x: F.interpolate(net.a(x), (4, 9), mode=mode, antialias=antialias), a=nn.Conv2d(1, 2, 3)
+    )
+    assert check(settled(resized), (1, 8, 8)).structure == "affine"
+
+
 @property_test(50)
 @given(skip_cnns())
 def test_any_recursion(model):
