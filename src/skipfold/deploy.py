@@ -68,10 +68,15 @@ def export_onnx(
             except Exception as error:  # of many kinds, from torch.onnx
                 raise ExportError(f"{path}: torch.onnx does not take the network ({_reason(error)})") from error
             try:
-                session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 4  # what it would print is in what it raises
+                session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
                 found = [session.run(None, {"input": x.cpu().numpy()})[0] for x in inputs]
             except Exception as error:  # of many kinds, from onnxruntime
-                raise ExportError(f"{path}: onnxruntime does not run the network ({first_line(error)})") from error
+                raise ExportError(
+                    f"{path}: onnxruntime does not run the network ({first_line(error)}); does it take batches of any "
+                    "size, as [N, ...]?"
+                ) from error
             return _compared(path, expected, [torch.from_numpy(output) for output in found], tolerance)
 
 
