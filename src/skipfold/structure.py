@@ -60,6 +60,7 @@ AFFINE_IN = {
     "scatter": ({0, 3},),
     "scatter_add": ({0, 3},),
     "div": FIRST,
+    "ldexp": FIRST,
     "index": FIRST,
     "index_select": FIRST,
     "gather": FIRST,
