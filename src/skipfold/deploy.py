@@ -82,9 +82,10 @@ def export_onnx(
 
 def _reason(error: Exception) -> str:
     """Why torch.onnx failed: the first line, that is no heading, of what `error`, which tells what to do, came from."""
-    said = first_line(error.__cause__ or error)
-    told = str(error.__cause__).splitlines()[1:2]
-    return told[0].removeprefix("- ") if said.endswith(":") and told else said
+    cause = error.__cause__ or error
+    said = first_line(cause)
+    told = "".join(str(cause).strip().splitlines()[1:2]).strip()
+    return told.removeprefix("- ") if told and (said.endswith(":") or told.startswith("- ")) else said
 
 
 def _check_outputs(outputs: Sequence[Any]) -> None:
