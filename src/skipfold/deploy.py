@@ -1,5 +1,7 @@
 """Networks as files that were checked before they are there: ONNX, safetensors."""
 
+import contextlib
+import io
 import json
 import math
 import operator
@@ -98,7 +100,8 @@ def _check_outputs(outputs: Sequence[Any]) -> None:
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
-    with warnings.catch_warnings(), certifying(x.device):  # a caller's autocast would be written into the file
+    # A caller's autocast would be written into the file; older releases of onnxscript print what they rewrite.
+    with warnings.catch_warnings(), certifying(x.device), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
