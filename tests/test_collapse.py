@@ -158,6 +158,7 @@ AFFINE = {
         (4,),
     ),
     "einsum": (lambda: Calls(lambda net, x: torch.einsum("nij,kj->nki", x, net.a.weight), a=nn.Linear(4, 3)), (2, 4)),
+    "powers_of_two": (lambda: Calls(lambda net, x: torch.ldexp(net.a(x), torch.arange(3)), a=nn.Linear(4, 3)), (4,)),
     "hidden_gradient": (
         lambda: Calls(lambda net, x: net.a(x) + net.b(x.detach()), a=nn.Linear(6, 2), b=nn.Linear(6, 2)),
         (6,),
@@ -189,6 +190,20 @@ def test_affine_modules_of_any_kind(name):
     build_module, shape = AFFINE[name]
     certificate = check(settled(build_module()), shape)
     assert certificate.structure == "affine"
+
+
+@pytest.mark.parametrize(
+    ("mode", "antialias"),
+    [(mode, False) for mode in ("nearest", "nearest-exact", "area", "bilinear", "bicubic")]
+    + [(mode, True) for mode in ("bilinear", "bicubic", "lanczos")],
+)
+def test_every_resampling_of_images_is_affine(mode, antialias):
+    if mode == "lanczos" and not hasattr(torch.ops.aten, "_upsample_lanczos2d_aa"):
+        pytest.skip("this torch has no Lanczos resampling")
+    resized = Calls(
+        lambda net, x: F.interpolate(net.a(x), (4, 9), mode=mode, antialias=antialias), a=nn.Conv2d(1, 2, 3)
+    )
+    assert check(settled(resized), (1, 8, 8)).structure == "affine"
 
 
 @property_test(50)

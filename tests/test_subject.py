@@ -14,7 +14,7 @@ from skipfold.folding import fold_affine
 from skipfold.homotopy import to_homotopy
 from skipfold.inspection import connections
 from skipfold.removal import remove_skips
-from skipfold.subject import copied, relative_error
+from skipfold.subject import ON_FLOAT32, copied, relative_error
 
 OPERATIONS = pytest.mark.parametrize("operation", [collapse, to_homotopy, remove_skips, fold_affine])
 
@@ -212,3 +212,49 @@ def test_an_error_is_relative_to_the_largest_value(found, expected, error):
 @pytest.mark.parametrize(("found", "expected"), [(math.nan, 1.0), (1.0, math.nan), (1.0, math.inf), (math.inf,) * 2])
 def test_what_is_not_finite_is_within_no_tolerance(found, expected):
     assert not relative_error(torch.tensor([found]), torch.tensor([expected])) <= 1e300
+
+
+@pytest.fixture
+def precisions():
+    """Puts back how precisely torch computes on float32."""
+    yield
+    torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
+    for operators in ON_FLOAT32:
+        operators.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize(
+    "coarsen",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    ],
+    ids=["medium", "allow_tf32", "cuda matmul", "cudnn rnn apart", "mkldnn matmul", "all"],
+)
+def test_certificates_are_in_full_precision_whatever_the_caller_has_set(coarsen, precisions):
+    def told():
+        return [operators.fp32_precision for operators in ON_FLOAT32]
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append([*told(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32])
+            return super().forward(x)
+
+    coarsen()
+    seen, before = [], told()
+    _, certificate = collapse(Watched(512, 8), (512,))
+    assert certificate.affine and certificate.module_error_float32 < 1e-5
+    assert all(each == ["ieee"] * len(ON_FLOAT32) + ["highest", False] for each in seen) and seen
+    assert told() == before and ("bf16" in before or "tf32" in before)
+
+
+def test_the_older_switches_are_put_back(precisions):
+    torch.set_float32_matmul_precision("medium")
+    collapse(nn.Linear(2, 1), (2,))
+    assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cudnn.allow_tf32

@@ -1,5 +1,7 @@
 """Networks as files that were checked before they are there: ONNX, safetensors."""
 
+import contextlib
+import io
 import json
 import math
 import operator
@@ -68,18 +70,24 @@ def export_onnx(
             except Exception as error:  # of many kinds, from torch.onnx
                 raise ExportError(f"{path}: torch.onnx does not take the network ({_reason(error)})") from error
             try:
-                session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 4  # what it would print is in what it raises
+                session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
                 found = [session.run(None, {"input": x.cpu().numpy()})[0] for x in inputs]
             except Exception as error:  # of many kinds, from onnxruntime
-                raise ExportError(f"{path}: onnxruntime does not run the network ({first_line(error)})") from error
+                raise ExportError(
+                    f"{path}: onnxruntime does not run the network ({first_line(error)}); does it take batches of any "
+                    "size, as [N, ...]?"
+                ) from error
             return _compared(path, expected, [torch.from_numpy(output) for output in found], tolerance)
 
 
 def _reason(error: Exception) -> str:
     """Why torch.onnx failed: the first line, that is no heading, of what `error`, which tells what to do, came from."""
-    said = first_line(error.__cause__ or error)
-    told = str(error.__cause__).splitlines()[1:2]
-    return told[0].removeprefix("- ") if said.endswith(":") and told else said
+    cause = error.__cause__ or error
+    said = first_line(cause)
+    told = "".join(str(cause).strip().splitlines()[1:2]).strip()
+    return told.removeprefix("- ") if told and (said.endswith(":") or told.startswith("- ")) else said
 
 
 def _check_outputs(outputs: Sequence[Any]) -> None:
@@ -92,7 +100,8 @@ def _check_outputs(outputs: Sequence[Any]) -> None:
 
 
 def _write_onnx(module: nn.Module, x: torch.Tensor, path: Path) -> None:
-    with warnings.catch_warnings(), certifying(x.device):  # a caller's autocast would be written into the file
+    # A caller's autocast would be written into the file; older releases of onnxscript print what they rewrite.
+    with warnings.catch_warnings(), certifying(x.device), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,

@@ -27,7 +27,7 @@ JOINTLY_AFFINE = set(
     replication_pad3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
     _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
     """.split()
 )
 """Operators that are affine in all their tensors together."""
@@ -60,6 +60,7 @@ AFFINE_IN = {
     "scatter": ({0, 3},),
     "scatter_add": ({0, 3},),
     "div": FIRST,
+    "ldexp": FIRST,
     "index": FIRST,
     "index_select": FIRST,
     "gather": FIRST,

@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,6 +19,23 @@ Shape = tuple[int, ...]
 
 BATCHNORM = nn.modules.batchnorm._BatchNorm
 """The class of all of torch's BatchNorms, for isinstance."""
+
+
+ON_FLOAT32 = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+"""The operators that torch can let compute on float32 in a coarser type, each with its `fp32_precision`."""
+
+OLDER_SWITCHES = (
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (lambda: torch.backends.cudnn.allow_tf32, partial(setattr, torch.backends.cudnn, "allow_tf32")),
+)
+"""How the same is told and set for several at once."""
 
 
 def check_module(module: object) -> None:
@@ -127,13 +145,35 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def certifying(device: torch.device) -> Iterator[None]:
     """Full precision: no TF32, no autocast; and outside of inference mode, which records no gradients."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with _full_float32(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """No operator on float32 computes in TF32 or bfloat16.
+
+    By torch's older switches, which torch.export asks, and by its newer ones, of each operator. Once a caller has set a
+    newer one, the older cannot be told, and are not put back.
+    """
+    older = []
+    for tell, put in OLDER_SWITCHES:
+        with contextlib.suppress(RuntimeError):
+            older.append((put, tell()))
+    newer = [(operators, operators.fp32_precision) for operators in ON_FLOAT32]
     try:
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            yield
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        for operators in ON_FLOAT32:
+            operators.fp32_precision = "ieee"
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for put, told in older:
+            put(told)
+        for operators, precision in newer:
+            operators.fp32_precision = "none"  # as the backend has it, if it was so
+            if operators.fp32_precision != precision:
+                operators.fp32_precision = precision
 
 
 def in_float64(dtype: torch.dtype) -> contextlib.AbstractContextManager:
