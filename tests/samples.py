@@ -1,14 +1,19 @@
 """Networks and inputs that several tests take."""
 
+import pytest
 import torch
 from torch import nn
+
+from skipfold.subject import BATCHNORM
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def unsettled(model: nn.Module, seed: int = 0) -> nn.Module:
     """`model` in eval mode and float64, its BatchNorms as after training: statistics, weight and bias off default."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCHNORM):
             for values, low, high in (
                 (module.running_mean, -0.5, 0.5),
                 (module.running_var, 0.5, 2.0),

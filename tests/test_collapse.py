@@ -158,7 +158,10 @@ AFFINE = {
         (4,),
     ),
     "einsum": (lambda: Calls(lambda net, x: torch.einsum("nij,kj->nki", x, net.a.weight), a=nn.Linear(4, 3)), (2, 4)),
-    "powers_of_two": (lambda: Calls(lambda net, x: torch.ldexp(net.a(x), torch.arange(3)), a=nn.Linear(4, 3)), (4,)),
+    "powers_of_two": (
+        lambda: Calls(lambda net, x: torch.ldexp(net.a(x), torch.arange(3, device=x.device)), a=nn.Linear(4, 3)),
+        (4,),
+    ),
     "hidden_gradient": (
         lambda: Calls(lambda net, x: net.a(x) + net.b(x.detach()), a=nn.Linear(6, 2), b=nn.Linear(6, 2)),
         (6,),

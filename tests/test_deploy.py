@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from samples import DEVICES
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -19,8 +20,6 @@ from skipfold.errors import CheckpointError, ExportError, InputShapeError
 from skipfold.homotopy import insert_skips
 from skipfold.networks import INPUT_SHAPE, build
 from skipfold.removal import remove_skips
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
+from samples import DEVICES
 from torch import nn
 
 from skipfold.replication.data import Dataset
 from skipfold.replication.evaluation import accuracy, predict, reestimated
 from skipfold.replication.training import Learner, arithmetic
 from skipfold.replication.trial import Trial
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def images(count, seed):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import unsettled
+from samples import DEVICES, unsettled
 from test_recursion import property_test, skip_cnns
 from torch import nn
 from torch.nn import functional as F
@@ -128,7 +128,7 @@ def test_every_network_has_its_own_skip_strength(weights, normalize):
         torch.testing.assert_close(found[:, mine], alone(branch[:, mine], skip[:, mine]), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("width", [1, 4])
 def test_a_network_that_has_diverged_spoils_no_other(width, device):
     """In float32, for which a GPU has kernels that fill groups up with zeros."""

@@ -7,6 +7,7 @@ import functools
 
 import pytest
 import torch
+from samples import DEVICES
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +22,6 @@ from skipfold.replication.store import Store
 from skipfold.replication.training import Learner, initial_network, resolve_device, train, use_device
 from skipfold.replication.trial import Optimizer, Trial
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 NETWORKS = ["perceptron", "cnn3", "shallow_leaky_relu", "resnet18"]
 
 

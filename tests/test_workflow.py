@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import papermill
 import pytest
 import torch
 
 from skipfold.errors import NotebookError, StoreError
-from skipfold.replication import claims, config, experiments, records, report, statistics, study, sweep
+from skipfold.replication import claims, config, experiments, records, report, study, sweep
 from skipfold.replication.__main__ import main
 from skipfold.replication.execute import execute
 from skipfold.replication.store import Store
@@ -377,11 +378,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_notebook(tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "tables").mkdir()
-    monkeypatch.setattr(claims, "judge", lambda _: None)
-    monkeypatch.setattr(statistics, "write", full)
+    monkeypatch.setattr(claims, "judge", lambda _: SimpleNamespace(to_csv=full))
     assert main(["judge", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "No space left on device); make room" in line
+    assert "verdicts.csv: cannot be written (No space left on device)" in line
     monkeypatch.setattr(papermill, "execute_notebook", lambda _, running, *__, **___: Path(running).touch())
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(StoreError, match=r"out.ipynb: cannot be written \(No space"):

@@ -14,11 +14,10 @@ import torch
 import torchvision
 from torch import nn
 
-from skipfold.errors import CheckpointError, NoSkipsError
+from skipfold.errors import CheckpointError, NoSkipsError, first_line
 from skipfold.homotopy import MARKS, adding, insert_skips, set_skip_strength, skips
 from skipfold.networks import NETWORKS, build
 from skipfold.schedules import check_strength
-from skipfold.subject import first_line
 
 TIMM = "timm:"
 

@@ -27,6 +27,7 @@ from skipfold.errors import (
     TrainingModeError,
     WeightsError,
     check_count,
+    first_line,
 )
 from skipfold.recursion import SkipCNN
 from skipfold.structure import Structure, watch
@@ -36,7 +37,6 @@ from skipfold.subject import (
     certifying,
     copied,
     dtype_and_device,
-    first_line,
     in_float64,
     input_errors,
     sample_shape,
@@ -340,20 +340,22 @@ class _Reference:
         if recorded is None or not recorded.requires_grad:
             return None
         recorded = recorded.double()
+
+        def row(unit: torch.Tensor) -> torch.Tensor:
+            return torch.autograd.grad(recorded, self.zero, unit, retain_graph=True, materialize_grads=True)[0]
+
         rows = torch.empty(self.outputs, self.inputs, dtype=torch.float64, device=self.device)
         for start in range(0, self.outputs, self.chunk):
             part = rows[start : start + self.chunk]
             unit = torch.zeros(len(part), self.outputs, dtype=torch.float64, device=self.device)
             unit[range(len(part)), range(start, start + len(part))] = 1
             try:
-                (gradient,) = torch.autograd.grad(
-                    recorded, self.zero, unit, is_grads_batched=True, retain_graph=True, materialize_grads=True
-                )
+                # Not is_grads_batched, which runs most backward passes row by row.
+                part.copy_(torch.vmap(row)(unit).flatten(1))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # of backward passes that are not torch's, and of checkpointed parts
                 return None
-            part.copy_(gradient.flatten(1))
         return rows
 
     def columns(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from skipfold.errors import CheckpointError, ConfigError, SkipfoldError, is_too_large
+from skipfold.errors import CheckpointError, ConfigError, SkipfoldError, first_line, is_too_large
 from skipfold.keys import parse
 
 # torch takes seconds to import: each command imports what it needs.
@@ -60,7 +60,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, stoppe
         print(stopped, file=sys.stderr)
         return 130
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         if isinstance(error, OSError) and error.errno in FULL:
             what = f"cannot write ({said}); make room, then run it again"
         elif is_too_large(error):

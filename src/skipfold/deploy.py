@@ -16,17 +16,9 @@ from torch import nn
 
 from skipfold.checkpoint import not_finite, not_plain, read_state, some
 from skipfold.collapse import Certificate, Collapsed
-from skipfold.errors import CheckpointError, ExportError
+from skipfold.errors import CheckpointError, ExportError, first_line
 from skipfold.files import written
-from skipfold.subject import (
-    certifying,
-    dtype_and_device,
-    first_line,
-    in_mode,
-    input_errors,
-    relative_error,
-    sample_shape,
-)
+from skipfold.subject import certifying, dtype_and_device, in_mode, input_errors, relative_error, sample_shape
 
 TOLERANCE = 1e-4
 """Largest difference of a file's outputs from the network's, relative to the largest."""

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skipfold.errors import InputShapeError, SkipError, SkipfoldError
+from skipfold.errors import InputShapeError, SkipError, SkipfoldError, first_line
 from skipfold.structure import paths
 from skipfold.subject import (
     BATCHNORM,
     certifying,
     copied,
     dtype_and_device,
-    first_line,
     in_float64,
     input_errors,
     relative_error,

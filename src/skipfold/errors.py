@@ -100,6 +100,11 @@ def check_count(value: object, name: str, least: int = 1) -> None:
         raise ConfigError(f"{name}: {value!r} given; a whole number of at least {least} is allowed")
 
 
+def first_line(error: Exception) -> str:
+    """What `error` says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_too_large(error: Exception) -> bool:
     """Whether `error`, of whatever library, says that something does not fit into memory."""
     return isinstance(error, MemoryError | OverflowError) or bool(TOO_LARGE.search(str(error)))

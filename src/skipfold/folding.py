@@ -16,10 +16,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from skipfold.chains import CONVOLUTIONS, collapse_convolution, extent
 from skipfold.cropping import CroppedConv2d
 from skipfold.equality import Equality, calls, certify
-from skipfold.errors import CollapseError, SkipError
+from skipfold.errors import CollapseError, SkipError, first_line
 from skipfold.graphs import Reader, alike, check_forward, fixed_parameters, hooked, needed
 from skipfold.homotopy import ADDS, Skip
-from skipfold.subject import BATCHNORM, first_line
+from skipfold.subject import BATCHNORM
 
 CONVOLVING = {*CONVOLUTIONS, CroppedConv2d}
 """By exact type, see `_convolves`."""

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from skipfold.equality import Equality, additions, calls, certify
-from skipfold.errors import ConfigError, NoSkipsError, SkipError
+from skipfold.errors import ConfigError, NoSkipsError, SkipError, first_line
 from skipfold.graphs import (
     check_forward,
     combines,
@@ -23,7 +23,7 @@ from skipfold.graphs import (
     sources,
 )
 from skipfold.schedules import check_strength
-from skipfold.subject import BATCHNORM, check_module, first_line
+from skipfold.subject import BATCHNORM, check_module
 
 ORDER = {
     BasicBlock: ("conv1", "bn1", "relu", "conv2", "bn2"),

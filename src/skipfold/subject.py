@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, WeightsError
+from skipfold.errors import InputShapeError, ModuleError, SkipfoldError, WeightsError, first_line
 
 Shape = tuple[int, ...]
 
@@ -239,8 +239,3 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     if scale == 0:
         return math.inf if difference else 0.0
     return difference / scale
-
-
-def first_line(error: Exception) -> str:
-    """What `error` says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

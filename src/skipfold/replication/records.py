@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 
 from skipfold import files, networks
-from skipfold.errors import ConfigError, SkipfoldError, is_too_large
+from skipfold.errors import ConfigError, SkipfoldError, first_line, is_too_large
 from skipfold.homotopy import skips
 from skipfold.replication import config, data, experiments, sweep
 from skipfold.replication.progress import Progress
 from skipfold.replication.store import Record, Store
 from skipfold.replication.training import resolve_device, use_device
 from skipfold.replication.trial import Trial
-from skipfold.subject import first_line
 
 
 def prepare(settings: config.Config) -> tuple[torch.device, Store]:

@@ -15,14 +15,14 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from skipfold.collapse import Collapsed, fold_preprocessing
-from skipfold.errors import DeviceError
+from skipfold.errors import DeviceError, first_line
 from skipfold.networks import INPUT_SHAPE
 from skipfold.pixels import PixelLayer
 from skipfold.replication.provenance import STAMP, gpu_state
 from skipfold.replication.runtimes import RUNTIMES, TOLERANCE
 from skipfold.replication.timing import contenders
 from skipfold.replication.training import arithmetic
-from skipfold.subject import first_line, relative_error
+from skipfold.subject import relative_error
 
 AS_COUNTED = ("eager", "cuda_graph")
 """Runtimes that run the operators that are counted; the others fuse some of them."""

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from skipfold.deploy import export_onnx
+from skipfold.errors import first_line
 from skipfold.networks import INPUT_SHAPE
-from skipfold.subject import first_line
 
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
 """Largest difference from the float64 network, relative to its largest logit, at which a network may be timed, by

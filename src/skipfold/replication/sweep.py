@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-from skipfold.errors import DeviceError
+from skipfold.errors import DeviceError, first_line
 from skipfold.networks import can_be_stacked
 from skipfold.replication.data import Dataset
 from skipfold.replication.evaluation import measure_trained
@@ -20,7 +20,6 @@ from skipfold.replication.provenance import stamp
 from skipfold.replication.store import Record, Store
 from skipfold.replication.training import Learner, Means, arithmetic, initial_network, measures
 from skipfold.replication.trial import Trial
-from skipfold.subject import first_line
 
 SIDE_BY_SIDE = 16
 """Trials in one CUDA graph, where memory allows; measured in docs/engine.md."""
@@ -365,7 +364,7 @@ class Bench:
 
         Gives each trial with its epochs and its network, which is that trial's until the next one is asked for.
         """
-        measure, val_batches = self.measure, self.val_batches  # before `load`, since preparing takes steps
+        measure, _ = self.measure, self.val_batches  # before `load`, since preparing takes steps
         chunks = [range(first, len(trials))[: self.stacked] for first in range(0, len(trials), self.stacked)]
         learners = self.active = self.learners[: len(chunks)]
         for learner, chunk in zip(learners, chunks, strict=True):
@@ -385,7 +384,7 @@ class Bench:
             if self.rest:
                 self.steps[self.rest]()
             trained = self._means(learners[0].trained_images)
-            by_batch = self._measure_by_batch(val_batches)
+            by_batch = self._measure_by_batch()
             for learner in learners:
                 learner.model.eval()
             measure()
@@ -400,13 +399,13 @@ class Bench:
             for place, i in enumerate(chunk):
                 yield trials[i], epochs[i], learner.network(place)
 
-    def _measure_by_batch(self, val_batches: Sequence[Callable[[], None]]) -> list[Means | None]:
+    def _measure_by_batch(self) -> list[Means | None]:
         """Of every network of the active learners; None where nothing is normalized by batch."""
-        if not val_batches:
+        if not self.val_batches:
             return [None] * len(self.learners) * self.stacked
         for learner in self.learners:
             learner.begin_batches()
-        for measure_batch in val_batches:
+        for measure_batch in self.val_batches:
             measure_batch()
         found = self._means(len(self.dataset.val_images))
         normalized = [bool(learner.norms) for learner in self.active for _ in range(self.stacked)]

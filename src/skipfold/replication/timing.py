@@ -17,7 +17,7 @@ from torch.utils.benchmark.utils.timer import timer as clock
 
 from skipfold.collapse import collapse
 from skipfold.cropping import crop_dead_taps
-from skipfold.errors import DeviceError
+from skipfold.errors import DeviceError, first_line
 from skipfold.folding import fold, fold_batchnorm
 from skipfold.homotopy import skips
 from skipfold.networks import INPUT_SHAPE, build
@@ -25,7 +25,7 @@ from skipfold.removal import strip
 from skipfold.replication.provenance import STAMP, gpu_state, stamp
 from skipfold.replication.runtimes import RUNTIMES, TOLERANCE
 from skipfold.replication.training import arithmetic
-from skipfold.subject import first_line, relative_error
+from skipfold.subject import relative_error
 
 SAMPLE_SECONDS = 0.002
 """A sample repeats a prediction until it lasts about this long."""

@@ -10,12 +10,11 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from skipfold.errors import DataError, SkipfoldError, StoreError, VerificationError
+from skipfold.errors import DataError, SkipfoldError, StoreError, VerificationError, first_line
 from skipfold.replication import claims, config, experiments, provenance, statistics
 from skipfold.replication.store import read_archive
 from skipfold.replication.tables import read_table
 from skipfold.replication.trial import Trial
-from skipfold.subject import first_line
 
 PUBLISHED_SHA256 = Path("results") / "published" / "SHA256SUMS"
 """Checksums of the published tables, beside them, from the repository's root."""
