@@ -26,7 +26,7 @@ unexport PYTHONPATH PYTHONHOME
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile | awk -F': ' '{ printf "make %-11s %s\n", $$1, $$2 }'
-	@echo "Set PYTHON=python3.12 to choose the interpreter, TIER=smoke, quick, long, paper or auto to choose the tier."
+	@echo "Set PYTHON=python3.12 to choose the interpreter, TIER=smoke, quick, long, paper, auto, or a file of your own in config/, for the tier."
 
 reproduce: setup  ## run the experiments and make the report
 	$(RUN) snakemake reproduce $(CONFIG)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import papermill
 import pytest
@@ -378,10 +377,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_notebook(tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "tables").mkdir()
-    monkeypatch.setattr(claims, "judge", lambda _: SimpleNamespace(to_csv=full))
+    monkeypatch.setattr(claims, "judge", full)
     assert main(["judge", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "verdicts.csv: cannot be written (No space left on device)" in line
+    assert line.startswith("error: ") and "No space left on device); make room" in line
     monkeypatch.setattr(papermill, "execute_notebook", lambda _, running, *__, **___: Path(running).touch())
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(StoreError, match=r"out.ipynb: cannot be written \(No space"):
