@@ -317,7 +317,7 @@ def test_a_claim_that_cannot_be_judged_is_refused_before_the_run(bare):
     (bare / "config" / "claims.yaml").write_text("claims: [{id: mine}]\n")
     run = snakemake(bare, "reproduce", *SMOKE)
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("error: "))
-    assert run.returncode != 0 and "claims.yaml: claims[0]" in line
+    assert run.returncode != 0 and "config/claims.yaml: claims.mine lacks title" in line
     assert "Training" not in run.stdout
 
 

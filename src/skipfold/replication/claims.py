@@ -5,13 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonschema
 import numpy as np
 import pandas as pd
 import yaml
 
 from skipfold.errors import ConfigError
-from skipfold.keys import UNREADABLE
 from skipfold.replication import config, statistics
 from skipfold.replication.provenance import STAMP
 from skipfold.replication.tables import read_tables
@@ -78,29 +76,24 @@ class NotRun(Exception):
     """The published protocol did not run here; the text says what is missing. Never leaves this module."""
 
 
-def load(path: str | Path | None = None) -> list[dict[str, Any]]:
-    """The claims, checked against workflow/schemas/claims.schema.yaml; `path` None takes config/claims.yaml.
+def load(path: str | Path = "config/claims.yaml") -> list[dict[str, Any]]:
+    """The claims in `path`, from the repository's root, checked against workflow/schemas/claims.schema.yaml.
 
     Raises ConfigError on what is no YAML, on a claim that does not fit the schema, on an id that is given twice, and
     unless one check of each claim is `central`.
     """
-    path = Path(path or config.root() / "config" / "claims.yaml")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, *UNREADABLE) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{path}: cannot be read ({said}); correct it, or `git checkout` it") from error
+    content = config.read_file(path)
     schema = yaml.safe_load((config.root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
-    if error:
-        raise ConfigError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message}; see its schema")
-    ids = [check["id"] for claim in content["claims"] for check in claim["checks"]]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        raise ConfigError(f"{path}: {', '.join(twice)} given twice; each check needs an id of its own")
-    for claim in content["claims"]:
-        if (count := sum(check.get("central", False) for check in claim["checks"])) != 1:
-            raise ConfigError(f"{path}: {claim['id']} has {count} checks with central: true; give it to exactly one")
-    return content["claims"]
+    config.check(content, config.validator(schema), path)
+    claims = content["claims"]
+    for kind, entries in (("claim", claims), ("check", [check for claim in claims for check in claim["checks"]])):
+        ids = [entry["id"] for entry in entries]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ConfigError(f"{path}: {kind} {', '.join(twice)} given twice; each {kind} needs an id of its own")
+    for claim in claims:
+        if (count := sum("central" in check for check in claim["checks"])) != 1:
+            raise ConfigError(f"{path}: claim {claim['id']} has {count} checks with central: true; give it to one")
+    return claims
 
 
 def judge(results: str | Path) -> pd.DataFrame:

@@ -4,7 +4,8 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jsonschema
 import yaml
 
 from skipfold.errors import ConfigError
-from skipfold.keys import merge, put
+from skipfold.keys import UNREADABLE, merge, put
 
 # torch takes seconds to import, and who only asks for root() does not need it: the functions that do import it.
 
@@ -72,7 +73,7 @@ def load(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """`load` without the checks, for which networks have to be imported."""
     overrides = dict(overrides or {})
-    if EXTENDS in (given := _read(COMMON) | overrides):
+    if EXTENDS in (given := read_file(COMMON) | overrides):
         raise ConfigError(
             f"config: {EXTENDS}: {given[EXTENDS]!r} given; only a tier's file, such as config/quick.yaml, may hold it; "
             f"choose one of {', '.join(tiers())} with tier"
@@ -80,8 +81,8 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     own = overrides.pop("tier", None)
     if tier and own and own != tier:
         raise ConfigError(f"tier: {tier!r} given, and {own!r} among the keys; give one")
-    tier, _ = resolve_tier(tier or own or _read(COMMON)["tier"])
-    merged = functools.reduce(merge, [*map(_read, files(tier)), overrides])
+    tier, _ = resolve_tier(tier or own or read_file(COMMON)["tier"])
+    merged = functools.reduce(merge, [*map(read_file, files(tier)), overrides])
     merged.pop(EXTENDS, None)
     if isinstance(merged.get("experiments"), Mapping):
         # null takes away what a tier has from the one that it extends.
@@ -101,7 +102,7 @@ def files(tier: str, above: Sequence[str] = ()) -> list[str]:
     Raises ConfigError where a file extends what is no tier, or one that extends it; `above` are those that do.
     """
     own = f"config/{tier}.yaml"
-    base = _read(own).get(EXTENDS) if (root() / own).is_file() else None
+    base = read_file(own).get(EXTENDS) if (root() / own).is_file() else None
     if base is None:
         return [COMMON, own]
     allowed = [name for name in tiers() if name not in (tier, *above)]
@@ -157,11 +158,13 @@ def published(experiment: str) -> Path:
     return published_folder() / f"{experiment}.csv"
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file, by its path from the repository's root, holds; raises ConfigError on another."""
     try:
         held = yaml.safe_load((root() / path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    except (OSError, *UNREADABLE) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read ({said}); correct it, or `git checkout` it") from error
     if not isinstance(held, dict):
         found = "nothing" if held is None else f"a {type(held).__name__}"
         raise ConfigError(f"{path}: holds {found}; allowed is a mapping, a line `key: value` for each key")
@@ -170,14 +173,19 @@ def _read(path: str) -> dict[str, Any]:
 
 @functools.cache
 def _validator(place: Path) -> jsonschema.Draft202012Validator:
+    schema = yaml.safe_load((place / "workflow" / "schemas" / "config.schema.yaml").read_text())
+    _add_names(schema)
+    return validator(schema)
+
+
+def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
+    """Checks by `schema`, with YAML's own numbers."""
     draft = jsonschema.Draft202012Validator
     # JSON Schema takes 2.0 for a whole number, which range() does not, and inf and nan for numbers of any range.
     types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     types = types.redefine(
         "number", lambda _, value: draft.TYPE_CHECKER.is_type(value, "number") and abs(value) < math.inf
     )
-    schema = yaml.safe_load((place / "workflow" / "schemas" / "config.schema.yaml").read_text())
-    _add_names(schema)
     return jsonschema.validators.extend(draft, type_checker=types)(schema)
 
 
@@ -225,26 +233,49 @@ def _check(config: Config) -> None:
 
 
 def _check_schema(config: Config) -> None:
-    if error := jsonschema.exceptions.best_match(_validator(root()).iter_errors(config)):
-        raise ConfigError(_message(error))
+    check(config, _validator(root()), "config")
 
 
-def _message(error: jsonschema.ValidationError) -> str:
+def check(held: Any, by: jsonschema.Draft202012Validator, source: str | Path) -> None:
+    """Raise ConfigError, in one line that begins with `source`, unless what it holds fits the schema."""
+    if error := jsonschema.exceptions.best_match(by.iter_errors(held)):
+        raise ConfigError(f"{source}: {_message(error, _key(held, error.absolute_path))}")
+
+
+def _key(held: Any, path: Iterable[str | int]) -> str:
+    """`path` into `held` with dots; what has an id in a list goes by it."""
+    parts = []
+    for part in path:
+        held = held[part]
+        named = isinstance(part, int) and isinstance(held, Mapping)
+        parts.append(str(held.get("id", part) if named else part))
+    return ".".join(parts)
+
+
+def _message(error: jsonschema.ValidationError, key: str) -> str:
     """One line: the key, what was given, what is allowed."""
-    key = ".".join(str(part) for part in error.absolute_path)
     schema = error.schema
     if error.validator == "additionalProperties":
         known = list(schema["properties"])
         unknown = next(name for name in error.instance if name not in known)
-        close = difflib.get_close_matches(str(unknown), known, 1)
-        meant = f"did you mean {close[0]}? " if close else ""
         where = f"{key}." if key else ""
-        return f"config: unknown key {where}{unknown}; {meant}allowed are {', '.join(known)}"
+        return f"unknown key {where}{unknown}; {_meant(unknown, known)}allowed are {', '.join(known)}"
     if error.validator == "required":
-        return f"config: {key or 'the tier'} lacks {error.message.split(chr(39))[1]}; it must be given"
+        missing = error.message.split("'")[1]
+        wanted = schema.get("properties", {}).get(missing, {})
+        what = f": {_allowed(wanted)}" if wanted.keys() & {"enum", "type"} else ""
+        return f"{key} lacks {missing}; it must be given{what}".lstrip()
     as_text = schema.get("type") == "number" and isinstance(error.instance, str) and EXPONENT.fullmatch(error.instance)
     hint = "; YAML reads an exponent only after a point and with its sign, as in 1.0e-3" if as_text else ""
-    return f"config: {key}: {error.instance!r} given; allowed is {_allowed(schema)}{hint}"
+    keys = f"keys {', '.join(map(str, error.instance))}" if isinstance(error.instance, Mapping) else ""
+    given = textwrap.shorten(keys or repr(error.instance), 150, placeholder=" ...")
+    meant = _meant(error.instance, schema.get("enum", schema.get("examples", [])))
+    return f"{key}: {given} given; {meant}allowed is {_allowed(schema)}{hint}"
+
+
+def _meant(given: Any, known: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(str(given), map(str, known), 1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
