@@ -1,6 +1,7 @@
 """Claims: their published values recomputed from the published tables, and verdicts on tables made for it."""
 
-import json
+import copy
+import functools
 import math
 import re
 
@@ -11,7 +12,6 @@ import yaml
 
 from skipfold.errors import ConfigError
 from skipfold.replication import claims, statistics
-from skipfold.replication.config import root
 from skipfold.replication.tables import read_table, read_tables, write_table
 
 CHECKS = {check["id"]: check for claim in claims.load() for check in claim["checks"]}
@@ -352,24 +352,66 @@ def test_relations(relation, published, inside, outside):
     assert not any(least <= value <= largest for value in outside)
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda check: check.pop("tolerance"), "tolerance"),
-        (lambda check: check.update(relation="near"), "near"),
-        (lambda check: check.update(colour="red"), "colour"),
-        (lambda check: check.update(id="collapse_same_predictions"), "given twice"),
-        (lambda check: check.update(fitted="by eye"), "by eye"),
-        (lambda check: check.pop("central"), "collapse has 0 checks with central: true"),
-    ],
-)
-def test_a_claim_that_does_not_fit_is_refused(tmp_path, change, text):
-    content = yaml.safe_load((root() / "config" / "claims.yaml").read_text())
-    content = json.loads(json.dumps(content))
-    change(content["claims"][0]["checks"][0])
+def load(folder, *checks):
+    """The claims of a file in which one, `mine`, has such checks."""
+    path = folder / "claims.yaml"
+    claim = {"id": "mine", "title": "", "statement": "", "checks": list(checks)}
+    path.write_text(yaml.safe_dump({"claims": [claim]}))
+    return claims.load(path)
+
+
+GONE = "gone"
+WRONG = [
+    ("cnn3_accuracy", "tolerance", GONE, " lacks tolerance; it must be given: a finite number, at least 0"),
+    ("cnn3_accuracy", "tolerance", "1e-3", ".tolerance: '1e-3' given; allowed is a finite number, at least 0; YAML"),
+    ("cnn3_accuracy", "tolerance", math.inf, ".tolerance: inf given; allowed is a finite number"),
+    ("cnn3_accuracy", "relation", "at least", ".relation: 'at least' given; did you mean at_least? allowed is one of"),
+    ("cnn3_accuracy", "colour", "red", ".colour; allowed are id, quantity, "),
+    ("cnn3_accuracy", "fitted", "by eye", ".fitted: 'by eye' given; allowed is one of value, setting"),
+    ("cnn3_accuracy", "central", False, ".central: False given; allowed is true"),
+    ("cnn3_accuracy", "published", [0.9, 1], ".published: [0.9, 1] given; allowed is a finite number; for a range, "),
+    ("cnn3_accuracy", "relation", "between", ".published: 0.915 given; allowed is [from, to], two numbers"),
+    ("skip_removal_saves_resnet34", "published", [0.4, 0.2], ".published: [0.4, 0.2] given; allowed is [from, to],"),
+    ("cnn3_accuracy", "measure", GONE, ": keys central, experiment, "),
+    ("cnn3_accuracy", "not_testable", "no", ": keys central, experiment, "),
+    ("cnn3_accuracy", "measure", "mean", ".measure: 'mean' given; allowed is a mapping"),
+    ("cnn3_accuracy", "measure.kind", GONE, ".measure lacks kind; it must be given: one of mean, range, "),
+    ("cnn3_accuracy", "measure.kind", "maen", ".measure.kind: 'maen' given; did you mean mean? allowed is one of"),
+    ("cnn3_accuracy", "measure.kind", "difference", ".measure lacks minus; it must be given"),
+    ("cnn3_accuracy", "measure.off", 1, ".measure.off; did you mean of? allowed are kind, of"),
+    ("cnn3_accuracy", "measure.of.arm", GONE, ".measure.of: keys epoch given; allowed is either an arm, or t: [from,"),
+    ("cnn3_accuracy", "measure.of.t", [0, 1], ".measure.of: keys arm, epoch, t given; allowed is either an arm, or t"),
+    ("cnn3_accuracy", "measure.of.epoch", 0, ".measure.of.epoch: 0 given; allowed is one of last, all, 1 and so on"),
+    ("cnn3_flat", "measure.of.t", [1, 0], ".measure.of.t: [1, 0] given; allowed is [from, to], two numbers, the"),
+    ("collapse_exact", "measure.column", "error", ".measure.column: 'error' given; "),
+    ("collapse_saves", "measure.kind", "savings", ".measure.kind: 'savings' given; did you mean saving? "),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "said"), WRONG)
+def test_a_wrong_check_is_refused_in_one_line_by_its_key_with_what_is_allowed(tmp_path, name, key, value, said):
+    check = copy.deepcopy(CHECKS[name]) | {"central": True}
+    *parents, last = key.split(".")
+    place = functools.reduce(dict.__getitem__, parents, check)
+    place.pop(last, None)
+    if value != GONE:
+        place[last] = value
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, check)
+    assert f"claims.mine.checks.{name}{said}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_are_given_once_and_one_check_is_central(tmp_path):
+    check = CHECKS["collapse_exact"]
+    with pytest.raises(ConfigError, match="check collapse_exact given twice"):
+        load(tmp_path, check, check)
+    with pytest.raises(ConfigError, match="claim mine has 0 checks with central: true"):
+        load(tmp_path, CHECKS["cnn3_curve"])
     path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=text):
+    (claim,) = load(tmp_path, check)
+    path.write_text(yaml.safe_dump({"claims": [claim, claim | {"checks": [check | {"id": "other"}]}]}))
+    with pytest.raises(ConfigError, match="claim mine given twice"):
         claims.load(path)
 
 

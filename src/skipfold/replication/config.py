@@ -47,6 +47,8 @@ TYPES = {
     "object": "a mapping",
     "null": "null",
 }
+FORMATS = jsonschema.FormatChecker(())
+"""`ascending`, of a list, is what no keyword of JSON Schema says."""
 
 
 def root() -> Path:
@@ -186,7 +188,12 @@ def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
     types = types.redefine(
         "number", lambda _, value: draft.TYPE_CHECKER.is_type(value, "number") and abs(value) < math.inf
     )
-    return jsonschema.validators.extend(draft, type_checker=types)(schema)
+    return jsonschema.validators.extend(draft, type_checker=types)(schema, format_checker=FORMATS)
+
+
+@FORMATS.checks("ascending", raises=TypeError)
+def _is_ascending(value: Any) -> bool:
+    return not isinstance(value, list) or value == sorted(value)
 
 
 def _add_names(schema: dict[str, Any]) -> None:
@@ -279,6 +286,8 @@ def _meant(given: Any, known: Iterable[Any]) -> str:
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
+    if "title" in schema:  # what the other keywords do not say well
+        return schema["title"]
     if "enum" in schema:
         return "one of " + ", ".join(map(str, schema["enum"]))
     if "examples" in schema:
