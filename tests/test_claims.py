@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from skipfold.errors import ConfigError
-from skipfold.replication import claims, statistics
+from skipfold.keys import parse
+from skipfold.networks import NETWORKS
+from skipfold.replication import claims, config, experiments, statistics
 from skipfold.replication.tables import read_table, read_tables, write_table
 
 CHECKS = {check["id"]: check for claim in claims.load() for check in claim["checks"]}
@@ -383,8 +385,18 @@ WRONG = [
     ("cnn3_accuracy", "measure.of.t", [0, 1], ".measure.of: keys arm, epoch, t given; allowed is either an arm, or t"),
     ("cnn3_accuracy", "measure.of.epoch", 0, ".measure.of.epoch: 0 given; allowed is one of last, all, 1 and so on"),
     ("cnn3_flat", "measure.of.t", [1, 0], ".measure.of.t: [1, 0] given; allowed is [from, to], two numbers, the"),
+    ("cnn3_accuracy", "measure.of.arm", "cnn_3", ".measure.of.arm: 'cnn_3' given; did you mean cnn3? allowed is one"),
+    ("static_accuracy", "measure.of.arm", "static_1", ".measure.of.arm: 'static_1' given; "),
+    ("collapse_exact", "measure.arms", ["cnn4"], ".measure.arms.0: 'cnn4' given; did you mean cnn3? "),
     ("collapse_exact", "measure.column", "error", ".measure.column: 'error' given; "),
+    ("cnn3_flat", "experiment", "accuracy_vs_t_cnn", ".experiment: 'accuracy_vs_t_cnn' given; did you mean"),
+    ("cnn3_flat", "experiment", "timing", ".experiment: 'timing' given; allowed is one of linear_comparison, "),
+    ("collapse_saves", "experiment", "linear_comparison", ".experiment: 'linear_comparison' given; allowed is timing"),
     ("collapse_saves", "measure.kind", "savings", ".measure.kind: 'savings' given; did you mean saving? "),
+    ("collapse_saves", "measure.runtime", "onnx", ".measure.runtime: 'onnx' given; "),
+    ("collapse_saves", "measure.of.variant", "removed", ".measure.of.variant: 'removed' given; did you mean"),
+    ("collapse_saves", "measure.of.network", "resnet-18", ".measure.of.network: 'resnet-18' given; did you mean"),
+    ("cnn3_accuracy", "protocol.data", "minst", ".protocol.data: 'minst' given; did you mean mnist? "),
 ]
 
 
@@ -413,6 +425,23 @@ def test_ids_are_given_once_and_one_check_is_central(tmp_path):
     path.write_text(yaml.safe_dump({"claims": [claim, claim | {"checks": [check | {"id": "other"}]}]}))
     with pytest.raises(ConfigError, match="claim mine given twice"):
         claims.load(path)
+
+
+def test_every_arm_that_a_tier_may_have_can_be_claimed(tmp_path):
+    """So can what is not testable, of any experiment."""
+    own = ["experiments.accuracy_vs_t_resnet34_linear_avgpool={epochs: 1, t: [0, 1.0e-5, 0.333333, 1]}",
+           "experiments.schedule_comparison={starts: [1, 0.25], other_static_t: [0, 1]}",
+           f"experiments.linear_comparison.arms={list(NETWORKS)}"]  # fmt: skip
+    settings = config.load("smoke", parse(own))
+    arms = {(name, trial.arm) for name in settings["experiments"] for trial in experiments.trials(settings, name)}
+    assert {arm for _, arm in arms} > {*NETWORKS, "static_1.0", "scheduled_from_0.25", "t=1e-05", "t=0.333333"}
+    measures = [(name, {"kind": "mean", "of": {"arm": arm, "epoch": 1}}) for name, arm in sorted(arms)]
+    checks = [
+        CHECKS["cnn3_curve"] | {"id": f"c{i}", "experiment": name, "measure": measure}
+        for i, (name, measure) in enumerate(measures)
+    ]
+    other = CHECKS["absolute_times"] | {"experiment": "imagenet", "central": True}
+    assert load(tmp_path, *checks, other)[0]["checks"] == [*checks, other]
 
 
 @pytest.mark.parametrize("text", ["claims: [", "claims: {a: 2024-13-45}", "\x00"])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import yaml
@@ -83,8 +84,7 @@ def load(path: str | Path = "config/claims.yaml") -> list[dict[str, Any]]:
     unless one check of each claim is `central`.
     """
     content = config.read_file(path)
-    schema = yaml.safe_load((config.root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
-    config.check(content, config.validator(schema), path)
+    config.check(content, _validator(), path)
     claims = content["claims"]
     for kind, entries in (("claim", claims), ("check", [check for claim in claims for check in claim["checks"]])):
         ids = [entry["id"] for entry in entries]
@@ -94,6 +94,19 @@ def load(path: str | Path = "config/claims.yaml") -> list[dict[str, Any]]:
         if (count := sum("central" in check for check in claim["checks"])) != 1:
             raise ConfigError(f"{path}: claim {claim['id']} has {count} checks with central: true; give it to one")
     return claims
+
+
+def _validator() -> jsonschema.Draft202012Validator:
+    """That of the claims' schema, with the names that the configuration's schema has."""
+    schema = yaml.safe_load((config.root() / "workflow" / "schemas" / "claims.schema.yaml").read_text())
+    named = schema["$defs"]
+    named["config"] = config.schema()
+    # All that a tier may have, whether one of ours has it or not.
+    named["trained"]["enum"] = list(named["config"]["properties"]["experiments"]["properties"])
+    networks = named["config"]["$defs"]["network"]["enum"]
+    named["arm"]["examples"] = [*networks, *named["arm"]["examples"]]
+    named["arm"]["pattern"] += f"|^({'|'.join(networks)})$"
+    return config.validator(schema)
 
 
 def judge(results: str | Path) -> pd.DataFrame:

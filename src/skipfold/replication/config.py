@@ -180,6 +180,11 @@ def _validator(place: Path) -> jsonschema.Draft202012Validator:
     return validator(schema)
 
 
+def schema() -> dict[str, Any]:
+    """workflow/schemas/config.schema.yaml with the names of networks, experiments and schedules."""
+    return _validator(root()).schema
+
+
 def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
     """Checks by `schema`, with YAML's own numbers."""
     draft = jsonschema.Draft202012Validator
