@@ -21,6 +21,14 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     pd.testing.assert_frame_equal(again, MEANS, check_exact=True, check_dtype=False)
 
 
+@pytest.mark.parametrize("text", ["None", "nan", "NA", "1.0"])
+def test_a_text_is_read_as_it_is(tmp_path, text):
+    """An alternative of train_images may be None, which is all of them."""
+    row = dict.fromkeys([name.strip("*") for name in tables.NEEDED["sensitivity"].split()], 1) | {"alternative": text}
+    write_table(pd.DataFrame([row]), tmp_path / "sensitivity.csv")
+    assert read_table(tmp_path / "sensitivity.csv")["alternative"].tolist() == [text]
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
