@@ -37,6 +37,7 @@ def test_a_text_is_read_as_it_is(tmp_path, text):
         ("linear_comparison", lambda text: text[:-20], "its last line is cut off"),
         ("linear_comparison", lambda text: text[: text.index(b"\n") + 1], "no rows; delete it"),
         ("linear_comparison", lambda text: text.replace(b",mean,", b",meen,"), "column mean is missing"),
+        ("linear_comparison", lambda text: text.replace(b",t,", b",s,"), "column t is missing"),
         ("linear_comparison", lambda text: text.replace(b",0.25,", b",o.25,"), "column mean holds 'o.25', which is no"),
         ("linear_comparison", lambda text: text.replace(b",0.25,", b",,"), "column mean has an empty cell"),
         ("accuracy_vs_t_cnn3_trials", lambda text: b"a\n1\n", "(rule accuracy_vs_t)"),

@@ -20,7 +20,7 @@ TEXTS = frozenset(
 
 NEEDED = {
     "trials": "experiment arm network index t_start epoch val_accuracy refused* data epochs digest",
-    "means": "experiment arm network split epoch mean low* high* n tier*",
+    "means": "experiment arm network t* split epoch mean low* high* n tier*",
     "certificates": "experiment arm affine residual max_error* max_error_float32* equal_argmax* refused* data epochs "
     "digest",
     "ceiling": "data val_accuracy",
