@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -207,6 +208,13 @@ def test_every_resampling_of_images_is_affine(mode, antialias):
         lambda net, x: F.interpolate(net.a(x), (4, 9), mode=mode, antialias=antialias), a=nn.Conv2d(1, 2, 3)
     )
     assert check(settled(resized), (1, 8, 8)).structure == "affine"
+
+
+def test_an_operator_that_vmap_runs_row_by_row_is_no_warning_to_the_user():
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample((3, 4), mode="nearest-exact"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(settled(module), (1, 8, 8))
 
 
 @property_test(50)

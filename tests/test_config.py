@@ -116,7 +116,7 @@ def test_a_network_of_one_s_own_is_tried_before_anything_is_trained(monkeypatch,
 
 
 def test_unknown_tier_is_refused():
-    with pytest.raises(ConfigError, match=r"smoke, quick, long, paper, auto, or a new one: write config/huge.yaml"):
+    with pytest.raises(ConfigError, match=r"smoke, quick, long, paper, auto, or a new one: write config/<tier>.yaml"):
         config.load("huge")
 
 
@@ -155,6 +155,30 @@ def test_another_tier_is_a_file_and_leaves_out_what_is_null(tmp_path, monkeypatc
     assert set(loaded["experiments"]) == set(quick["experiments"]) - {"schedule_comparison"}
     assert (loaded["batch_size"], loaded["trials"]) == (128, quick["trials"])
     assert loaded["experiments"]["accuracy_vs_t_cnn3"] == {"epochs": 2, "trials": 5, "t": {"step": 0.25, "stop": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        (
+            "schedule_comparision: null",
+            "unknown key experiments.schedule_comparision; did you mean schedule_comparison?",
+        ),
+        ("accuracy_vs_t_perceptron: null", "unknown key experiments.accuracy_vs_t_perceptron"),
+        ("linear_comparison: 3", "experiments.linear_comparison: 3 given"),
+    ],
+)
+def test_an_experiment_that_is_left_out_by_a_wrong_name_is_told(tmp_path, monkeypatch, left_out, said):
+    place(tmp_path, monkeypatch, mine=f"extends: smoke\nexperiments: {{{left_out}}}\n")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        config.load("mine")
+
+
+@pytest.mark.parametrize("name", ["published", "auto", "a tier", ".hidden"])
+def test_a_tier_is_not_named_like_other_folders_nor_with_a_space(tmp_path, monkeypatch, name):
+    """Results of one named published would lie among the paper's points."""
+    place(tmp_path, monkeypatch, **{name: "extends: quick\n"})
+    assert config.tiers() == [*config.TIERS]
 
 
 @pytest.mark.parametrize("base", ["long", "quick", "pages", "claims"])

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from skipfold.errors import ConfigError
 from skipfold.replication import config, experiments, figures, sensitivity, statistics
 from skipfold.replication.tables import write_table
 
@@ -53,6 +54,13 @@ def test_distances_from_the_published_points(results):
     assert table["rmse_by_batch"][0] == pytest.approx(0.002)
     assert pd.isna(table["rmse_by_batch"][1])  # such records have no validation by batch
     assert set(table["n"]) == {10} and table["images"].isna().all()
+
+
+def test_options_without_a_published_point_are_told_before_anything_is_trained():
+    assumption = {"key": "networks.cnn3", "figure": "accuracy_vs_t_cnn3", "alternatives": [{}]}
+    sensitivity.check(options({**assumption, "t": [0.5, 0.33]}))
+    with pytest.raises(ConfigError, match=r"^sensitivity: networks.cnn3: no arm, or value of t, that scores it is"):
+        sensitivity.check(options({**assumption, "t": [0.33]}))
 
 
 def test_options_trained_on_fewer_images_say_so(results):

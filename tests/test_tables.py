@@ -21,6 +21,14 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     pd.testing.assert_frame_equal(again, MEANS, check_exact=True, check_dtype=False)
 
 
+@pytest.mark.parametrize("text", ["None", "nan", "NA", "1.0"])
+def test_a_text_is_read_as_it_is(tmp_path, text):
+    """An alternative of train_images may be None, which is all of them."""
+    row = dict.fromkeys([name.strip("*") for name in tables.NEEDED["sensitivity"].split()], 1) | {"alternative": text}
+    write_table(pd.DataFrame([row]), tmp_path / "sensitivity.csv")
+    assert read_table(tmp_path / "sensitivity.csv")["alternative"].tolist() == [text]
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
@@ -29,6 +37,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         ("linear_comparison", lambda text: text[:-20], "its last line is cut off"),
         ("linear_comparison", lambda text: text[: text.index(b"\n") + 1], "no rows; delete it"),
         ("linear_comparison", lambda text: text.replace(b",mean,", b",meen,"), "column mean is missing"),
+        ("linear_comparison", lambda text: text.replace(b",t,", b",s,"), "column t is missing"),
         ("linear_comparison", lambda text: text.replace(b",0.25,", b",o.25,"), "column mean holds 'o.25', which is no"),
         ("linear_comparison", lambda text: text.replace(b",0.25,", b",,"), "column mean has an empty cell"),
         ("accuracy_vs_t_cnn3_trials", lambda text: b"a\n1\n", "(rule accuracy_vs_t)"),

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -350,8 +351,10 @@ class _Reference:
             unit = torch.zeros(len(part), self.outputs, dtype=torch.float64, device=self.device)
             unit[range(len(part)), range(start, start + len(part))] = 1
             try:
-                # Not is_grads_batched, which runs most backward passes row by row.
-                part.copy_(torch.vmap(row)(unit).flatten(1))
+                with warnings.catch_warnings():
+                    # Of operators that vmap runs row by row; is_grads_batched runs most so.
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    part.copy_(torch.vmap(row)(unit).flatten(1))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # of backward passes that are not torch's, and of checkpointed parts

@@ -10,7 +10,9 @@ import skipfold.files
 import skipfold.keys
 import skipfold.replication.claims
 import skipfold.replication.config
+import skipfold.replication.experiments
 import skipfold.replication.records
+import skipfold.replication.sensitivity
 import torch
 import yaml
 from skipfold.errors import SkipfoldError
@@ -136,8 +138,9 @@ def trains(workflow):
 
 
 def check_before_training(workflow):
-    """One line and no job where data, device or folders are missing, or a claim cannot be judged; other machines check
-    their own device."""
+    """One line and no job where data, device or folders are missing, or a claim or an option cannot be judged; other
+    machines check their own device."""
     if trains(workflow):
         or_exit(skipfold.replication.claims.load)
+        or_exit(skipfold.replication.sensitivity.check, skipfold.replication.experiments.options(SETTINGS))
         or_exit(skipfold.replication.records.check, SETTINGS, workflow.local_exec)

@@ -22,8 +22,11 @@ Config = dict[str, Any]
 TIERS = ("smoke", "quick", "long", "paper")
 """From the cheapest to the published protocol; every other file in config/ is a tier of one's own."""
 
-NO_TIERS = ("config", "claims")
-"""Files in config/ that are none."""
+NO_TIERS = ("config", "claims", "auto", "published")
+"""Names of files in config/ that are none; results/published holds the paper's points."""
+
+NAME = re.compile(r"\w[\w-]*")
+"""Of a tier: its folders are words of shell commands."""
 
 COMMON = "config/config.yaml"
 EXTENDS = "extends"
@@ -84,18 +87,21 @@ def read(tier: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     if tier and own and own != tier:
         raise ConfigError(f"tier: {tier!r} given, and {own!r} among the keys; give one")
     tier, _ = resolve_tier(tier or own or read_file(COMMON)["tier"])
-    merged = functools.reduce(merge, [*map(read_file, files(tier)), overrides])
+    layers = [*map(read_file, files(tier)), overrides]
+    merged = functools.reduce(merge, layers)
     merged.pop(EXTENDS, None)
-    if isinstance(merged.get("experiments"), Mapping):
-        # null takes away what a tier has from the one that it extends.
-        merged["experiments"] = {name: keys for name, keys in merged["experiments"].items() if keys is not None}
+    if isinstance(held := merged.get("experiments"), Mapping):
+        # null takes away what another layer gives; of a name that none gives it stays, for the schema to refuse.
+        layered = [layer["experiments"] for layer in layers if isinstance(layer.get("experiments"), Mapping)]
+        given = {name for layer in layered for name, keys in layer.items() if keys is not None}
+        merged["experiments"] = {name: keys for name, keys in held.items() if keys is not None or name not in given}
     return merged | {"tier": tier}
 
 
 def tiers() -> list[str]:
     """The names of all tiers: TIERS first, then those that were added to config/."""
     added = sorted(path.stem for path in (root() / "config").glob("*.yaml"))
-    return [*TIERS, *(name for name in added if name not in (*TIERS, *NO_TIERS))]
+    return [*TIERS, *(name for name in added if name not in (*TIERS, *NO_TIERS) and NAME.fullmatch(name))]
 
 
 def files(tier: str, above: Sequence[str] = ()) -> list[str]:
@@ -122,7 +128,8 @@ def resolve_tier(name: str) -> tuple[str, str]:
     """
     if name not in (allowed := [*tiers(), "auto"]):
         raise ConfigError(
-            f"tier: {name!r} given; allowed is one of {', '.join(allowed)}, or a new one: write config/{name}.yaml"
+            f"tier: {name!r} given; allowed is one of {', '.join(allowed)}, or a new one: write config/<tier>.yaml, "
+            f"named with letters, digits, - and _, but none of {', '.join(NO_TIERS)}"
         )
     cuda = name == "auto" and _has_cuda()
     tier = name if name != "auto" else "paper" if cuda else "smoke"
@@ -303,7 +310,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     limits = [text.format(schema[word]) for word, text in NUMBERS.items() if word in schema]
     if schema.get("minItems"):
         limits.append(f"{schema['minItems']} or more long")
-    if schema.get("minLength"):
+    if schema.get("minLength") or schema.get("minProperties"):
         limits.append("not empty")
     if schema.get("uniqueItems"):
         limits.append("without repeats")

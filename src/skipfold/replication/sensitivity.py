@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from skipfold.errors import ConfigError
 from skipfold.replication import claims, statistics
 from skipfold.replication.experiments import Option
 from skipfold.replication.provenance import STAMP
@@ -30,6 +31,16 @@ COLUMNS = [
 ]
 POINT = ["arm", "split", "epoch"]
 """What a point of ours and a published one have in common."""
+
+
+def check(options: Iterable[Option]) -> None:
+    """Raise ConfigError if one of `options` has no point that is published."""
+    for option in options:
+        if not {trial.arm for trial in option.trials} & set(statistics.published(option.figure)["arm"]):
+            raise ConfigError(
+                f"sensitivity: {option.assumption}: no arm, or value of t, that scores it is among the published "
+                f"points of {option.figure}; add one that is"
+            )
 
 
 def table(options: Iterable[Option], records: dict[Trial, Record], results: Path, tier: str = "") -> pd.DataFrame:

@@ -20,7 +20,7 @@ TEXTS = frozenset(
 
 NEEDED = {
     "trials": "experiment arm network index t_start epoch val_accuracy refused* data epochs digest",
-    "means": "experiment arm network split epoch mean low* high* n tier*",
+    "means": "experiment arm network t* split epoch mean low* high* n tier*",
     "certificates": "experiment arm affine residual max_error* max_error_float32* equal_argmax* refused* data epochs "
     "digest",
     "ceiling": "data val_accuracy",
@@ -63,7 +63,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     try:
         held = path.read_bytes()
-        frame = pd.read_csv(io.BytesIO(held), dtype=dict.fromkeys(TEXTS, str))
+        # An empty cell alone is none: a text may be None, such as the alternative of all images.
+        frame = pd.read_csv(io.BytesIO(held), dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
         wrong = next(_wrong(frame, _kind(path)), None) if held.endswith(b"\n") else "its last line is cut off"
     except (OSError, ValueError) as error:
         wrong = f"cannot be read ({str(error).splitlines()[0]})"
