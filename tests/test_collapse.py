@@ -1,6 +1,7 @@
 """Collapse of affine networks of any wiring, and refusal, by name, of those that are not affine."""
 
 import copy
+import itertools
 import json
 import math
 import warnings
@@ -1035,6 +1036,16 @@ def test_affine_modules_on_cuda(name):
     on_device, certificate = collapse(module.cuda(), shape)
     assert on_device.linear.weight.is_cuda and certificate.max_error < 1e-10
     torch.testing.assert_close(on_device.cpu().linear.weight, on_host.linear.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_a_layer_that_is_most_of_the_memory_keeps_within_its_bound():
+    module = nn.Sequential(nn.Conv2d(2, 1, 1), nn.Upsample(scale_factor=2), nn.AvgPool2d(4)).eval()
+    bound = least_bytes(module, (2, 40, 40))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        collapse(module, (2, 40, 40), max_bytes=bound)
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    held = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    assert bound / 2 < max(held) < bound
 
 
 @pytest.mark.cuda

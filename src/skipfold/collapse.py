@@ -259,7 +259,9 @@ def _check_held(result: Collapsed, weight: torch.Tensor, advice: str, scale: flo
     held, bias = (parameter.detach() for parameter in result.linear.parameters())
     if not all(parameter.isfinite().all() for parameter in (held, bias)):
         raise WeightsError(f"the one layer has weights that {held.dtype} does not hold; {advice}")
-    lost, whole = (float(values.abs().sum(1).max()) for values in (weight - held.double(), weight))
+    # In place, one after the other: `_Reference.fixed` leaves room for one copy.
+    lost = float(held.to(torch.float64, copy=True).sub_(weight).abs_().sum(1).max())
+    whole = float(weight.abs().sum(1).max())
     if lost > LOST_ROUNDINGS * torch.finfo(held.dtype).eps * (whole + abs(scale) * float(bias.abs().max())):
         raise WeightsError(
             f"the one layer has weights so small that {held.dtype} loses {lost / whole:.0%} of them; {advice}"
