@@ -1,7 +1,6 @@
 # Defines the checked configuration, the paths, and the helpers that the rules share.
 
 import ast
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -54,7 +53,7 @@ FIGURES = expand(
 )
 CAPTIONS = expand(
     "workflow/report/{name}.rst",
-    name={re.sub("^accuracy_vs_t_.*", "accuracy_vs_t", Path(figure).stem) for figure in FIGURES},
+    name={skipfold.replication.experiments.rule(Path(figure).stem) for figure in FIGURES},
 )
 OF_LINEAR = ["certificates", "ceiling"] if "linear_comparison" in EXPERIMENTS else []
 TABLES = expand(
@@ -120,10 +119,14 @@ def overrides(*experiments):
     return shared | ({"experiments": own} if own else {})
 
 
+def with_keys(given):
+    """The tier, and keys beside it, of a command as shell words."""
+    return f"--tier {TIER}" + (f" --config {skipfold.keys.render(given)}" if given else "")
+
+
 def configured(*experiments):
     """Tier and overrides of a command as shell words."""
-    given = overrides(*experiments)
-    return f"--tier {TIER}" + (f" --config {skipfold.keys.render(given)}" if given else "")
+    return with_keys(overrides(*experiments))
 
 
 def parameters(*experiments, **own):

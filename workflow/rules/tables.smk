@@ -19,8 +19,7 @@ rule time_prediction:
     params:
         tables=lambda wildcards, output: Path(output.timing).parent,
         # What times hang on, and not the tier's whole file: with more trials nothing is timed again.
-        configured=f"--tier {TIER} --config "
-        + skipfold.keys.render({key: SETTINGS[key] for key in ("timing", "device", "threads", "store")}),
+        configured=with_keys({key: SETTINGS[key] for key in ("timing", "device", "threads", "store")}),
     message:
         "Timing prediction"
     shell:

@@ -24,6 +24,11 @@ TRAINED = (
 SENSITIVITY = "sensitivity"
 
 
+def rule(name: str) -> str:
+    """The rule that draws the figure `name`; its caption is named likewise. All of accuracy against t have one."""
+    return ACCURACY_VS_T.removesuffix("_") if name.startswith(ACCURACY_VS_T) else name
+
+
 def names(config: Mapping[str, Any]) -> list[str]:
     """Every experiment of the tier that trains networks."""
     return [*config["experiments"], *([SENSITIVITY] if config[SENSITIVITY]["assumptions"] else [])]

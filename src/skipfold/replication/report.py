@@ -16,7 +16,7 @@ from skipfold.errors import ConfigError, DataError, StoreError
 from skipfold.files import written
 from skipfold.replication import claims, figures, statistics
 from skipfold.replication.config import files, published_folder, root
-from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED
+from skipfold.replication.experiments import ACCURACY_VS_T, TRAINED, rule
 from skipfold.replication.provenance import STAMP, checksums, commit, relative, sha256
 from skipfold.replication.store import read_archive
 from skipfold.replication.tables import made_again, read_table, read_tables
@@ -387,8 +387,8 @@ def _title(name: str) -> str:
 
 def caption(name: str) -> str:
     """The caption of an experiment's figure, the same as in Snakemake's report."""
-    kind, _, model = name.partition("_vs_t_")
-    path = root() / "workflow" / "report" / (f"{kind}_vs_t.rst" if model else f"{name}.rst")
+    path = root() / "workflow" / "report" / f"{rule(name)}.rst"
+    model = name.removeprefix(ACCURACY_VS_T)
     wildcards = SimpleNamespace(model=figures.TITLES.get(model, model))
     return jinja2.Template(path.read_text()).render(snakemake=SimpleNamespace(wildcards=wildcards)).strip()
 

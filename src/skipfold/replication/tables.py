@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from skipfold.errors import DataError, StoreError
+from skipfold.errors import DataError, StoreError, first_line
 from skipfold.files import written
+from skipfold.replication.experiments import rule
 from skipfold.replication.provenance import STAMP
 
 TEXTS = frozenset(
@@ -67,7 +68,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         frame = pd.read_csv(io.BytesIO(held), dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
         wrong = next(_wrong(frame, _kind(path)), None) if held.endswith(b"\n") else "its last line is cut off"
     except (OSError, ValueError) as error:
-        wrong = f"cannot be read ({str(error).splitlines()[0]})"
+        wrong = f"cannot be read ({first_line(error)})"
     if wrong:
         raise DataError(f"{path}: {wrong}; {made_again(path)}")
     return frame
@@ -102,8 +103,8 @@ def made_again(path: Path) -> str:
     """How the table, or the figure, at `path` is had again."""
     if path.parent.name == "published":
         return f"`git checkout -- {path}` brings it back"
-    named = "accuracy_vs_t" if path.stem.startswith("accuracy_vs_t_") else path.stem.removesuffix("_trials")
-    return f"delete it; `snakemake reproduce` makes it again (rule {RULES.get(path.name, named)})"
+    by = RULES.get(path.name) or rule(path.stem.removesuffix("_trials"))
+    return f"delete it; `snakemake reproduce` makes it again (rule {by})"
 
 
 def read_tables(results: str | Path) -> dict[str, pd.DataFrame]:
