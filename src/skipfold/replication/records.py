@@ -84,8 +84,9 @@ def check(settings: config.Config, device: bool = True) -> None:
     Store(config.folder(settings, "store"))
     files.writable(config.folder(settings) / settings["tier"])
     for name in experiments.names(settings):
-        check_images(settings, experiments.trials(settings, name))
-        check_networks(name, experiments.trials(settings, name))
+        wanted = experiments.trials(settings, name)
+        check_images(settings, wanted)
+        check_networks(name, wanted)
 
 
 def check_images(settings: config.Config, trials: Sequence[Trial]) -> None:
@@ -99,7 +100,7 @@ def check_networks(name: str, trials: Sequence[Trial]) -> None:
 
     Each is built, and run on one image, since options, and builders of one's own, may be wrong in any way.
     """
-    for network, options in {(trial.network, json.dumps(trial.options)) for trial in trials}:
+    for network, options in dict.fromkeys((trial.network, json.dumps(trial.options)) for trial in trials):
         # Alternatives of sensitivity may be blocks without t.
         if not _has_t(network, options) and name != experiments.SENSITIVITY:
             raise ConfigError(

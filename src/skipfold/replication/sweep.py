@@ -364,7 +364,7 @@ class Bench:
 
         Gives each trial with its epochs and its network, which is that trial's until the next one is asked for.
         """
-        measure, _ = self.measure, self.val_batches  # before `load`, since preparing takes steps
+        _ = self.measure, self.val_batches  # made before `load`, since preparing takes steps
         chunks = [range(first, len(trials))[: self.stacked] for first in range(0, len(trials), self.stacked)]
         learners = self.active = self.learners[: len(chunks)]
         for learner, chunk in zip(learners, chunks, strict=True):
@@ -387,7 +387,7 @@ class Bench:
             by_batch = self._measure_by_batch()
             for learner in learners:
                 learner.model.eval()
-            measure()
+            self.measure()
             measured = self._means(len(self.dataset.val_images))
             seconds = (time.perf_counter() - start) / len(trials)
             for trial, done, *means in zip(trials, epochs, trained, measured, by_batch, strict=False):
