@@ -1,5 +1,7 @@
 """Networks and inputs that several tests take."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,21 @@ from torch import nn
 from skipfold.subject import BATCHNORM
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+STREAMS = {
+    "Stream": Stream,
+    "stream": contextlib.nullcontext,
+    "current_stream": Stream,
+    "graph_pool_handle": tuple,
+    "synchronize": lambda: None,
+}
+"""What captures ask of torch.cuda beside graphs, where no card is: names and stand-ins."""
 
 
 def unsettled(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from samples import STREAMS
 from test_collapse import AFFINE, CHAINS, FUNCTIONS, Residual
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -240,11 +241,6 @@ def test_timed_networks_stay_on_their_device(fake_tensors, monkeypatch):
                 contender.module(x)
 
 
-class Stream:
-    def wait_stream(self, other):
-        pass
-
-
 class Graph:
     def replay(self):
         pass
@@ -278,13 +274,8 @@ def card(fake_tensors, monkeypatch):
             yield
 
     stand_ins = {
-        "Stream": Stream,
-        "stream": contextlib.nullcontext,
-        "current_stream": Stream,
         "CUDAGraph": Graph,
         "graph": graph,
-        "graph_pool_handle": tuple,
-        "synchronize": lambda: None,
         "Event": Event,
         "device_of": contextlib.nullcontext,
         "memory_allocated": lambda: 2**30,
@@ -294,7 +285,7 @@ def card(fake_tensors, monkeypatch):
         "get_device_name": lambda device: "a card",
         "get_device_properties": lambda device: types.SimpleNamespace(uuid="1-2"),
     }
-    for name, stand_in in stand_ins.items():
+    for name, stand_in in (STREAMS | stand_ins).items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: [[0.0] * tensor.shape[1]] * tensor.shape[0])

@@ -1,13 +1,12 @@
 """The sweep engine against the plain loop: same epochs, whatever runs side by side."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
 
 import pytest
 import torch
-from samples import DEVICES
+from samples import DEVICES, STREAMS, Stream
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -116,25 +115,15 @@ class Recorded(TorchDispatchMode):
                     tensor.copy_(again)
 
 
-class Stream:
-    def wait_stream(self, other):
-        pass
-
-
 @pytest.fixture
 def captured(monkeypatch):
     """Benches on a CPU capture as on CUDA, and update by the same kernels' twins."""
     monkeypatch.setattr(sweep.Bench, "on_cuda", property(lambda _: True, lambda *_: None), raising=False)
     stand_ins = {
-        "Stream": Stream,
-        "stream": contextlib.nullcontext,
-        "current_stream": Stream,
         "CUDAGraph": Recorded,
         "graph": lambda graph, pool, stream: graph,
-        "graph_pool_handle": tuple,
-        "synchronize": lambda: None,
     }
-    for name, stand_in in stand_ins.items():
+    for name, stand_in in (STREAMS | stand_ins).items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     for name in ("SGD", "Adam"):
         real = getattr(torch.optim, name)
